@@ -1,0 +1,385 @@
+"""The command line: `gemma-rag demo`, `index`, `ask`, `info`.
+
+Exit status: 0 answered or done, 3 refused, 2 bad usage or input, 1 a fault. Answers go to standard output, everything
+else to standard error; with ``--json`` standard output holds one JSON object and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from gemma_rag import __version__
+from gemma_rag.errors import GemmaRagError, InputError
+
+ANSWERED, FAULT, BAD_INPUT, REFUSED = 0, 1, 2, 3
+
+# typer brings click along under a name of its own since 0.22, and needs click itself before that
+_USAGE_ERRORS: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="gemma-rag",
+    help="Ask your own documents, on EmbeddingGemma: right vectors, two-stage retrieval, honest refusals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class ModeName(str, Enum):
+    """`gemma_rag.retriever.Mode`, for the command line's help."""
+
+    TWO_STAGE = "two-stage"
+    FLAT = "flat"
+    LEXICAL = "lexical"
+
+
+class OverflowName(str, Enum):
+    """`gemma_rag.encoders.Overflow`, for the command line's help."""
+
+    TRUNCATE = "truncate"
+    ERROR = "error"
+    AVERAGE = "average"
+
+
+class PrecisionName(str, Enum):
+    """`gemma_rag.encoders.settings.Precision`, for the command line's help."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="embeddinggemma (the default), embeddinggemma-2, minilm (offline, English), an id on the hub, or a folder.",
+        show_default=False,
+    ),
+]
+Dimensions = Annotated[int | None, typer.Option(help="Matryoshka dimension: 768, 512, 256 or 128.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. Default: the best there is.", show_default=False)]
+BaseFolder = Annotated[Path, typer.Argument(metavar="KB", help="The folder of the knowledge base.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gemma-rag {__version__}")
+        raise typer.Exit(ANSWERED)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand after any command.")] = False,
+) -> None:
+    """Shared options."""
+
+
+@app.command()
+def demo(
+    model: Model = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the knowledge base in this new folder.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Build a knowledge base from the sample handbook and ask it seven questions."""
+    from gemma_rag.demo import run_demo
+
+    show = _terminal(as_json)
+    answers = run_demo(_settings(as_json, model=model), out, show)
+    if as_json:
+        _print_json({"answers": [answer.to_json() for answer in answers]})
+
+
+@app.command()
+def index(
+    source: Annotated[Path, typer.Argument(help="A .jsonl or .csv file, or a folder of Markdown, HTML and text files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the knowledge base; made, or added to.")],
+    model: Model = None,
+    dimensions: Dimensions = None,
+    untrained_dimensions: Annotated[bool, typer.Option(help="Allow dimensions that the model was not trained for.")] = False,
+    device: Device = None,
+    precision: Annotated[PrecisionName, typer.Option(help="Number format of the computation.")] = PrecisionName.FLOAT32,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt profile by name. Default: chosen by the model.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Context in tokens. Default: all that the model has.", show_default=False)
+    ] = None,
+    on_overflow: Annotated[OverflowName, typer.Option(help="For texts beyond the context.")] = OverflowName.TRUNCATE,
+    chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk, its prompt and title included.")] = 512,
+    chunk_overlap: Annotated[int, typer.Option(help="Tokens that neighbouring chunks share.")] = 0,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=NAME: the column that holds id, text, title or category; repeatable.", show_default=False),
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="Category of documents that have none.", show_default=False)] = None,
+    categories: Annotated[
+        Path | None, typer.Option(help="A .jsonl file with name and description of categories.", show_default=False)
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of the files, for example gbk.")] = "utf-8",
+    clean: Annotated[
+        list[str] | None,
+        typer.Option(help="whitespace, punctuation, urls or emails; repeatable. Nothing by default.", show_default=False),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without bad rows, and say how many.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Delete documents that are no longer in SOURCE.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a knowledge base, or bring one up to date: only what changed is embedded."""
+    from gemma_rag.ingestion import index_source
+
+    show = _terminal(as_json)
+    report = index_source(
+        source,
+        out,
+        settings=_settings(
+            as_json,
+            model=model,
+            dimensions=dimensions,
+            untrained_dimensions=untrained_dimensions,
+            device=device,
+            precision=precision.value,
+            prompts=prompts,
+            max_tokens=max_tokens,
+            on_overflow=on_overflow.value,
+        ),
+        chosen_model=model is not None,
+        chunk_tokens=chunk_tokens,
+        chunk_overlap=chunk_overlap,
+        columns=_pairs(column or [], "--column"),
+        category=category,
+        categories=categories,
+        encoding=encoding,
+        clean=clean or [],
+        skip_bad=skip_bad,
+        replace=replace,
+        say=show.note,
+    )
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        show.indexed(report)
+
+
+@app.command()
+def ask(
+    knowledge_base: BaseFolder,
+    question: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Ask one question after another.")] = False,
+    llm: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the answer with a language model: provider:model of LangChain (ollama:gemma3), or "
+            "transformers:FOLDER_OR_ID. Default: quote the best sentences.",
+            show_default=False,
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Most hits.")] = 4,
+    category_threshold: Annotated[
+        str | None, typer.Option(help="A cosine, a preset, or dynamic. Default: the model's.", show_default=False)
+    ] = None,
+    document_threshold: Annotated[
+        str | None, typer.Option(help="A cosine, a preset, or dynamic. Default: the model's.", show_default=False)
+    ] = None,
+    mode: Annotated[ModeName, typer.Option(help="lexical matches words and needs no model.")] = ModeName.TWO_STAGE,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Order hits by cosine and matching words together.")] = False,
+    max_categories: Annotated[int | None, typer.Option(help="Most categories to open.", show_default=False)] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Search this category only; repeatable.", show_default=False)
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of the metadata; repeatable.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a knowledge base a question."""
+    if interactive == (question is not None):
+        raise InputError("give a question, or --interactive to ask several")
+    if interactive and as_json:
+        raise InputError("--json prints one object, and --interactive gives many answers: use one of them")
+    from gemma_rag.answer import GroundedAnswerer
+    from gemma_rag.knowledge_base import KnowledgeBase
+    from gemma_rag.retriever import TwoStageRetriever
+
+    show = _terminal(as_json)
+    options: dict[str, Any] = {"categories": category or None, "where": _where(where or [])}
+    with KnowledgeBase.open(knowledge_base) as base:
+        retriever = TwoStageRetriever(
+            base,
+            k=k,
+            category_threshold=_threshold(category_threshold),
+            document_threshold=_threshold(document_threshold),
+            mode=mode.value,
+            hybrid=hybrid,
+            max_categories=max_categories,
+        )
+        answerer = GroundedAnswerer(retriever, _load_llm(llm))
+        show.model(base.space.model if mode is not ModeName.LEXICAL else None)
+        if question is not None:
+            answer = answerer.answer(question, on_text=None if as_json else show.piece, **options)
+            if as_json:
+                _print_json(answer.to_json())
+            else:
+                show.answer(answer)
+            raise typer.Exit(ANSWERED if answer.outcome.value == "answered" else REFUSED)
+        for line in show.questions():
+            try:
+                show.answer(answerer.answer(line, on_text=show.piece, **options))
+            except InputError as error:
+                show.error(str(error))
+
+
+@app.command()
+def info(knowledge_base: BaseFolder, as_json: Json = False) -> None:
+    """Say what a knowledge base holds, after checking every file of it."""
+    from gemma_rag.ingestion import describe_base
+    from gemma_rag.knowledge_base import KnowledgeBase
+
+    show = _terminal(as_json)
+    with KnowledgeBase.open(knowledge_base) as base:
+        about = describe_base(base)
+    if as_json:
+        _print_json(about)
+    else:
+        show.info(about)
+
+
+# -- reading options ----------------------------------------------------------------------------------------------------
+
+
+def _settings(as_json: bool, **given: Any) -> Any:
+    from pydantic import ValidationError
+
+    from gemma_rag.encoders import EncoderSettings
+
+    values = {name: value for name, value in given.items() if value is not None}
+    try:
+        return EncoderSettings(**values, show_progress=not as_json)
+    except ValidationError as error:
+        problems = "; ".join(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors())
+        raise InputError(problems) from None
+
+
+def _threshold(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not (key and equals and value):
+            raise InputError(f"{option} takes NAME=VALUE, and got {item!r}")
+        pairs[key] = value
+    return pairs
+
+
+def _where(items: Sequence[str]) -> dict[str, Any] | None:
+    """Metadata to filter on; a value is read as JSON where it is JSON, so that ``year=2024`` means the number."""
+    where: dict[str, Any] = {}
+    for key, text in _pairs(items, "--where").items():
+        try:
+            where[key] = json.loads(text)
+        except ValueError:
+            where[key] = text
+    return where or None
+
+
+def _load_llm(name: str | None) -> Any:
+    if name is None:
+        return None
+    from gemma_rag.llms import load_llm
+
+    return load_llm(name)
+
+
+# -- printing -----------------------------------------------------------------------------------------------------------
+
+
+def _terminal(as_json: bool) -> Any:
+    from gemma_rag.terminal import Terminal
+
+    return Terminal(quiet=as_json)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def _fail(message: str, status: int, as_json: bool) -> int:
+    if as_json:
+        _print_json({"error": message})
+    sys.stderr.write(f"gemma-rag: {message}\n")
+    return status
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command.
+
+    Args:
+        arguments: What stands after ``gemma-rag``.
+
+    Returns:
+        The exit status.
+    """
+    words = list(arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    debug, as_json = "--debug" in options, "--json" in options
+    if debug:
+        words.remove("--debug")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    try:
+        status = app(words, prog_name="gemma-rag", standalone_mode=False)
+        sys.stdout.flush()
+    except _USAGE_ERRORS as error:
+        return _fail(f"{error.format_message()} See: gemma-rag --help", BAD_INPUT, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped", 130, as_json)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left; there is nobody to tell
+        return FAULT
+    except InputError as error:
+        if debug:
+            raise
+        return _fail(str(error), BAD_INPUT, as_json)
+    except GemmaRagError as error:
+        if debug:
+            raise
+        return _fail(str(error), FAULT, as_json)
+    except Exception as error:
+        if debug:
+            raise
+        message = f"{type(error).__name__}: {_without_secrets(str(error))}. --debug shows where it comes from"
+        return _fail(message, FAULT, as_json)
+    return status if isinstance(status, int) else ANSWERED
+
+
+def _without_secrets(message: str) -> str:
+    """Other people's errors may quote a key: long runs of letters and digits are left out."""
+    import re
+
+    return re.sub(r"[A-Za-z0-9_\-]{24,}", "[...]", message)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

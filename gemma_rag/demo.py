@@ -1,0 +1,63 @@
+"""The demonstration: a handbook of 42 documents, half English and half Chinese, and seven questions."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemma_rag.answer import Answer, GroundedAnswerer
+from gemma_rag.encoders import EncoderSettings
+from gemma_rag.ingestion import index_source
+from gemma_rag.knowledge_base import KnowledgeBase
+from gemma_rag.retriever import Mode, TwoStageRetriever
+
+if TYPE_CHECKING:
+    from gemma_rag.terminal import Terminal
+
+QUESTIONS: tuple[tuple[str, Mode, str], ...] = (
+    ("How much can I spend on courses each year?", "two-stage", "An answer, quoted and cited"),
+    ("Where can I hold a talk for about 35 people, and how early must I reserve the space?", "two-stage", "Another"),
+    ("I opened a dodgy link in an email and typed in my login. What should I do now?", "two-stage", "Another"),
+    ("Why do cats purr?", "two-stage", "Off topic: refused, because it fits no category"),
+    (
+        "Will the company pay for a removal van if I relocate?",
+        "two-stage",
+        "On topic, but not in the handbook: refused, because no document is close enough",
+    ),
+    (
+        "供应商塞给我一个 U 盘，我能直接插到自己电脑上看吗？",
+        "lexical",
+        "Chinese, by matching words: this model reads English only",
+    ),
+    ("大门口的监控录像会保存多少天？", "lexical", "Chinese, refused: the handbook says nothing about cameras"),
+)
+
+
+def run_demo(settings: EncoderSettings, out: Path | None, show: Terminal) -> list[Answer]:
+    """Build the sample knowledge base and ask it the questions.
+
+    Args:
+        settings: The encoder.
+        out: A new folder for the knowledge base; None for one that is removed afterwards.
+        show: Told what happens.
+
+    Returns:
+        The answers, in the order of `QUESTIONS`.
+    """
+    with tempfile.TemporaryDirectory() as scratch, as_file(files("gemma_rag") / "sample") as sample:
+        folder = out or Path(scratch) / "handbook"
+        report = index_source(
+            sample / "handbook", folder, settings=settings, categories=sample / "categories.jsonl", say=show.note
+        )
+        show.note(f"indexed {report.documents} documents of the sample handbook in {report.seconds:.1f} s")
+        answers = []
+        with KnowledgeBase.open(folder) as base:
+            answerer = GroundedAnswerer(TwoStageRetriever(base))
+            for question, mode, what in QUESTIONS:
+                show.heading(f"{question}", what)
+                answer = answerer.answer(question, mode=mode)
+                show.answer(answer)
+                answers.append(answer)
+    return answers

@@ -1,0 +1,111 @@
+"""What goes into a knowledge base: documents, their categories, and the chunks that documents are cut into."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+Name: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Metadata: TypeAlias = dict[str, Any]
+
+
+class Document(BaseModel):
+    """One document, as the user knows it: stage two's unit.
+
+    Attributes:
+        id: Unique within a knowledge base; adding a document with a known id replaces that document.
+        text: The content; white space alone is refused.
+        title: Goes into the model's document prompt (``title: {title} | text: ...``); empty where there is none.
+        category: The category that stage one chooses.
+        metadata: Anything that JSON can hold; retrieval can filter on it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Name
+    text: str
+    title: str = ""
+    category: Name
+    metadata: Metadata = Field(default_factory=dict)
+
+    @field_validator("text")
+    @classmethod
+    def _text_has_content(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("the text is empty")
+        return text
+
+    @field_validator("id", "text", "title", "category")
+    @classmethod
+    def _is_unicode(cls, text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half of a character (a lone surrogate) at place {error.start}") from None
+        return text
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata_is_json(cls, metadata: Metadata) -> Metadata:
+        try:
+            json.dumps(metadata, allow_nan=False, sort_keys=True, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
+            raise ValueError(f"the metadata must be plain JSON: {error}") from error
+        return metadata
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over all fields but the id, in hexadecimal: equal hashes need no new vectors."""
+        fields = [self.text, self.title, self.category, self.metadata]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class Category(BaseModel):
+    """One category: stage one's unit.
+
+    Attributes:
+        name: As it stands in `Document.category`.
+        description: What belongs into it, in a sentence or two; embedded together with the name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    description: str = ""
+
+    @property
+    def text(self) -> str:
+        """What is embedded for it: the name, its separators read as spaces, and the description."""
+        words = " ".join(re.split(r"[\s_/-]+", self.name)).strip() or self.name
+        return f"{words}: {self.description.strip()}" if self.description.strip() else words
+
+
+class Chunk(BaseModel):
+    """A stretch of a document that is embedded as one vector.
+
+    Attributes:
+        start: Where it begins in `Document.text`, in characters.
+        end: Where it ends, exclusive: the chunk's text is ``document.text[start:end]``.
+        headings: The headings that it stands under, outermost first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: int = Field(ge=0)
+    end: int = Field(gt=0)
+    headings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _ends_after_its_start(self) -> Chunk:
+        if self.end <= self.start:
+            raise ValueError(f"a chunk from {self.start} to {self.end} is empty")
+        return self
+
+    def title(self, document_title: str) -> str:
+        """The title to embed it under: the document's own, then its headings, each named once."""
+        path = [document_title.strip(), *(heading.strip() for heading in self.headings)]
+        return " > ".join(part for i, part in enumerate(path) if part and part not in path[:i])

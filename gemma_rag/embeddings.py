@@ -1,0 +1,112 @@
+"""`GemmaEmbeddings`, the front door: a LangChain `Embeddings` that puts the model's prompts right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from langchain_core.embeddings import Embeddings
+from pydantic import PrivateAttr
+
+from gemma_rag.encoders import Encoder, EncoderSettings, Input, Space, load_encoder
+from gemma_rag.errors import InputError
+from gemma_rag.prompts import PromptProfile, Task
+from gemma_rag.vectors import Floats, cosines
+
+
+class GemmaEmbeddings(EncoderSettings, Embeddings):
+    """Embeddings of EmbeddingGemma, and of other models, with the right task prompt for every call.
+
+    A true `langchain_core.embeddings.Embeddings`: give it to anything that takes one. It is also an `Encoder`, so that
+    `KnowledgeBase` takes it as it is. Constructing it checks in a few seconds that the model can be had; the weights are
+    loaded with the first text.
+
+    Example:
+        >>> from gemma_rag import GemmaEmbeddings
+        >>> embeddings = GemmaEmbeddings(model="minilm")
+        >>> len(embeddings.embed_query("How do I reset my password?"))
+        384
+
+    Raises:
+        MissingExtra: The runtime, or the package of the offline model, is not installed.
+        ModelUnavailable: The model cannot be had; the message says what to do.
+    """
+
+    _encoder: Encoder = PrivateAttr()
+
+    def model_post_init(self, context: object, /) -> None:
+        """Find the model; fails within seconds where it cannot be had."""
+        self._encoder = load_encoder(self)
+
+    @property
+    def space(self) -> Space:
+        """What decides these vectors; loads the model."""
+        return self._encoder.space
+
+    @property
+    def profile(self) -> PromptProfile:
+        """The prompts in use; loads the model."""
+        return self._encoder.profile
+
+    def encode(self, inputs: Sequence[Input]) -> Floats:
+        """Embed texts of several tasks in one pass, as `Encoder.encode` says."""
+        return self._encoder.encode(inputs)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text as the model reads it, special tokens counted, prompts not added."""
+        return self._encoder.count_tokens(texts)
+
+    def embed(self, texts: Sequence[str], task: Task | str, titles: Sequence[str | None] | None = None) -> Floats:
+        """Embed texts for a task.
+
+        Args:
+            texts: What to embed.
+            task: What for: a `Task`, its name, or the model's own name of it (``STS``).
+            titles: The documents' titles, one per text, None or "" where there is none; for `Task.DOCUMENT` only.
+
+        Returns:
+            float32 of shape ``(len(texts), dimensions)``, rows of norm 1.
+
+        Raises:
+            InputError: An empty text, an unknown task, or titles that do not fit.
+        """
+        if isinstance(texts, str):
+            raise InputError("texts is a list of strings, and one string came: put it in a list")
+        task = Task.parse(task)
+        if titles is not None:
+            if task is not Task.DOCUMENT:
+                raise InputError(f"only documents have titles, and the task is {task.value}")
+            if len(titles) != len(texts):
+                raise InputError(f"{len(titles)} titles came for {len(texts)} texts")
+        return self.encode([Input(text, task, title) for text, title in zip(texts, titles or [None] * len(texts), strict=True)])
+
+    def embed_documents(self, texts: list[str], titles: Sequence[str | None] | None = None) -> list[list[float]]:
+        """Embed documents, each behind the document prompt with its title."""
+        rows: list[list[float]] = self.embed(texts, Task.DOCUMENT, titles).tolist()
+        return rows
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a question behind the query prompt."""
+        row: list[float] = self.embed([text], Task.QUERY)[0].tolist()
+        return row
+
+    async def aembed(self, texts: Sequence[str], task: Task | str, titles: Sequence[str | None] | None = None) -> Floats:
+        """`embed` in a thread: the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.embed, texts, task, titles)
+
+    async def aembed_documents(self, texts: list[str], titles: Sequence[str | None] | None = None) -> list[list[float]]:
+        """`embed_documents` in a thread: the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.embed_documents, texts, titles)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query` in a thread: the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.embed_query, text)
+
+    def similarity(self, texts: Sequence[str], others: Sequence[str]) -> Floats:
+        """How alike sentences are: cosines under the symmetric similarity prompt.
+
+        Returns:
+            float32 of shape ``(len(texts), len(others))``, -1 to 1.
+        """
+        rows = self.embed([*texts, *others], Task.SIMILARITY)
+        return cosines(rows[: len(texts)], rows[len(texts) :])

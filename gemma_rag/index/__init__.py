@@ -1,0 +1,1 @@
+"""Search engines over the vectors of a knowledge base, one file each."""

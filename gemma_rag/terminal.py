@@ -1,0 +1,165 @@
+"""What people see in a terminal: answers and reports, laid out with rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from gemma_rag.answer import Answer
+from gemma_rag.ingestion import IndexReport
+from gemma_rag.results import Outcome
+
+_PASSAGE = 240
+"""Characters of a passage that are shown under a citation."""
+
+
+class Terminal:
+    """Prints answers on standard output and notes on standard error.
+
+    Args:
+        quiet: Print nothing at all.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._out = Console(highlight=False, quiet=quiet)
+        self._notes = Console(stderr=True, highlight=False, quiet=quiet, style="dim")
+        self._streamed = False
+
+    def note(self, message: str) -> None:
+        """A line about what is going on."""
+        self._notes.print(escape(message), soft_wrap=True)
+
+    def error(self, message: str) -> None:
+        """A line about what went wrong."""
+        self._notes.print(escape(message), style="red", soft_wrap=True)
+
+    def model(self, name: str | None) -> None:
+        """Which model runs."""
+        self.note(f"model: {name}" if name else "model: none, words are matched (BM25)")
+
+    def piece(self, text: str) -> None:
+        """A piece of an answer that is being written."""
+        self._out.print(escape(text), end="", soft_wrap=True)
+        self._streamed = True
+
+    def questions(self) -> Iterator[str]:
+        """Questions typed by the user, until an empty line, ``exit``, or the end of the input."""
+        self.note("An empty line ends.")
+        while True:
+            try:
+                line = self._out.input("[bold cyan]?[/] ").strip()
+            except EOFError:
+                return
+            if line in {"", "exit", "quit", ":q"}:
+                return
+            yield line
+
+    def heading(self, question: str, remark: str) -> None:
+        """A question, above its answer."""
+        self._out.print()
+        self._out.print(f"[dim]{escape(remark)}[/]")
+        self._out.print(f"[bold cyan]?[/] [bold]{escape(question)}[/]", soft_wrap=True)
+
+    def answer(self, answer: Answer) -> None:
+        """An answer with its citations, or a refusal with what came closest."""
+        if self._streamed:
+            self._out.print()
+            self._streamed = False
+        elif answer.outcome is Outcome.ANSWERED:
+            self._out.print(Padding(escape(answer.text), (0, 0, 0, 2)))
+        if answer.outcome is Outcome.ANSWERED:
+            self._citations(answer)
+        else:
+            self._out.print(Padding(f"[yellow]{escape(answer.text)}[/]  [dim]({answer.outcome.value})[/]", (0, 0, 0, 2)))
+            self._closest(answer)
+        self._how(answer)
+
+    def indexed(self, report: IndexReport) -> None:
+        """What indexing did."""
+        parts = [f"{report.added} added", f"{report.updated} updated", f"{report.unchanged} unchanged"]
+        if report.deleted:
+            parts.append(f"{report.deleted} deleted")
+        self._out.print(
+            f"[bold]{escape(str(report.path))}[/]: {report.documents} documents in {report.categories} categories, "
+            f"{report.chunks} chunks of {report.dimensions} dimensions ({', '.join(parts)}; {report.seconds:.1f} s)",
+            soft_wrap=True,
+        )
+        if report.skipped:
+            self.error(f"{len(report.skipped)} bad rows were skipped:")
+            for row in report.skipped[:20]:
+                self.error(f"  {row}")
+
+    def info(self, about: dict[str, Any]) -> None:
+        """What a knowledge base holds."""
+        space = about["space"]
+        rows = {
+            "documents": f"{about['documents']} in {len(about['categories'])} categories, {about['chunks']} chunks",
+            "model": f"{space['model']}, {space['dimensions']} dimensions, {space['max_tokens']} tokens, {space['precision']}",
+            "space": about["fingerprint"][:16],
+            "generation": str(about["generation"]),
+            "on disk": f"{(about['bytes'] or 0) / 1e6:.1f} MB, checksums right",
+        }
+        facts = Table.grid(padding=(0, 2))
+        for name, value in rows.items():
+            facts.add_row(f"[dim]{name}[/]", escape(value))
+        self._out.print(f"[bold]{escape(str(about['path']))}[/]", soft_wrap=True)
+        self._out.print(Padding(facts, (0, 0, 1, 2)))
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        table.add_column("category")
+        table.add_column("documents", justify="right")
+        table.add_column("description", overflow="fold")
+        for category in about["categories"]:
+            table.add_row(escape(category["name"]), str(category["documents"]), escape(category["description"]))
+        self._out.print(table)
+
+    def _citations(self, answer: Answer) -> None:
+        for citation in answer.citations:
+            hit = answer.retrieval.hits[citation.number - 1]
+            kind = "match" if answer.retrieval.mode == "lexical" else "cosine"
+            self._out.print(
+                f"  [bold]\\[{citation.number}][/] {escape(citation.title or citation.document_id)}  "
+                f"[dim]{escape(citation.category)} · {kind} {hit.score:.2f}[/]",
+                soft_wrap=True,
+            )
+            if answer.kind == "generated":
+                passage = " ".join(citation.quote.split())
+                shown = passage if len(passage) <= _PASSAGE else passage[:_PASSAGE].rstrip() + " ..."
+                self._out.print(Padding(f"[dim]{escape(shown)}[/]", (0, 0, 0, 6)))
+        if answer.unknown_citations:
+            made_up = ", ".join(f"[{number}]" for number in answer.unknown_citations)
+            self.error(f"The model cites {made_up}, which it was not given: do not trust these statements.")
+        elif answer.kind == "generated" and not answer.citations:
+            self.error("The model cites no source: check its answer.")
+
+    def _closest(self, answer: Answer) -> None:
+        retrieval = answer.retrieval
+        if retrieval.near_misses:
+            miss = retrieval.near_misses[0]
+            self._out.print(
+                f"  [dim]closest: {escape(miss.document.title or miss.document.id)} "
+                f"({miss.score:.2f}, {miss.margin:.2f} short of the threshold)[/]",
+                soft_wrap=True,
+            )
+        elif retrieval.categories and answer.outcome is Outcome.CATEGORY_BELOW_THRESHOLD:
+            best = retrieval.categories[0]
+            self._out.print(
+                f"  [dim]closest category: {escape(best.name)} ({best.score:.2f}; threshold "
+                f"{retrieval.thresholds['category']})[/]",
+                soft_wrap=True,
+            )
+
+    def _how(self, answer: Answer) -> None:
+        retrieval = answer.retrieval
+        opened = [category.name for category in retrieval.categories if category.kept]
+        parts = [f"{answer.kind}" if answer.outcome is Outcome.ANSWERED else "refused"]
+        if opened:
+            shown = ", ".join(opened[:3]) + (f" and {len(opened) - 3} more" if len(opened) > 3 else "")
+            parts.append(f"opened {shown}")
+        parts.append(f"{retrieval.documents_scored} of {retrieval.documents_total} documents compared")
+        parts.append(f"{retrieval.timings_ms['total']:.0f} ms")
+        self._out.print(f"  [dim]{escape(' · '.join(parts))}[/]", soft_wrap=True)

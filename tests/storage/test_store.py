@@ -1,0 +1,347 @@
+"""The store: commits, segments, purging, the order of rows, copies, and readers that fell behind."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from gemma_rag.documents import Category, Chunk, Document
+from gemma_rag.encoders import Space
+from gemma_rag.errors import InputError, KnowledgeBaseError
+from gemma_rag.storage import Entry, Store, StoredCategory, files
+from gemma_rag.vectors import unit
+
+SPACE = Space(
+    model="m", weights="w", prompts="p", dimensions=4, max_tokens=64, overflow="truncate", runtime="test", precision="float32"
+)
+
+
+def vector_of(text: str) -> np.ndarray:
+    return unit(np.random.default_rng(list(text.encode())).standard_normal((1, 4)))[0]
+
+
+def entry(document_id: str, text: str = "", category: str = "fruit", pieces: int = 1, **fields) -> Entry:
+    """A document cut into pieces of about the same length."""
+    document = Document(id=document_id, text=text or f"the text of {document_id}", category=category, **fields)
+    cuts = np.linspace(0, len(document.text), pieces + 1).astype(int).tolist()
+    chunks = [Chunk(start=start, end=end) for start, end in pairwise(cuts)]
+    return Entry(document, chunks, np.stack([vector_of(document.text[chunk.start : chunk.end]) for chunk in chunks]))
+
+
+def put(store: Store, *entries: Entry, delete: tuple[str, ...] = ()) -> None:
+    """Commit entries, and the categories that they are the first to use."""
+    new = {item.document.category for item in entries} - {item.category.name for item in store.stored_categories()}
+    store.commit(entries, delete, [StoredCategory(Category(name=name), vector_of(name)) for name in sorted(new)])
+
+
+def rows(store: Store) -> list[tuple[str, str, str, bytes]]:
+    """The rows of the snapshot: category, id, the chunk's text, its vector."""
+    snapshot = store.snapshot()
+    documents, places = store.documents(snapshot.documents.tolist()), store.chunk_places(snapshot.chunks.tolist())
+    return [
+        (
+            snapshot.categories[code].category.name,
+            documents[number].id,
+            documents[number].text[places[chunk].start : places[chunk].end],
+            vector.tobytes(),
+        )
+        for code, number, chunk, vector in zip(
+            snapshot.codes, snapshot.documents.tolist(), snapshot.chunks.tolist(), snapshot.vectors, strict=True
+        )
+    ]
+
+
+def expected(*entries: Entry) -> list[tuple[str, str, str, bytes]]:
+    """The rows that a store with these entries has, when they came in this order."""
+    return [
+        (category, document.id, text, vector_of(text).tobytes())
+        for category in sorted({item.document.category for item in entries})
+        for document, chunks, _ in entries
+        if document.category == category
+        for text in [document.text[chunk.start : chunk.end] for chunk in chunks]
+    ]
+
+
+def arrays(folder: Path) -> set[str]:
+    return {file.name for file in folder.glob("*.npy")}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty store in a folder."""
+    with closing(Store.create(SPACE, {}, {})) as empty, closing(empty.save(tmp_path / "kb")) as store:
+        yield store
+
+
+@pytest.fixture(params=["memory", "folder"])
+def store(request, folder):
+    """An empty store of either kind: whatever a store does, both kinds do."""
+    with closing(Store.create(SPACE, {}, {})) as memory:
+        yield folder if request.param == "folder" else memory
+
+
+# -- what was committed ---------------------------------------------------------------------------------------------
+
+
+def test_an_empty_store_has_no_rows(store):
+    assert store.snapshot().vectors.shape == (0, 4)
+
+
+@pytest.mark.parametrize("text", ["plain", " 空白 \n", "a\0b", "\U0001f34e" * 9, "x" * 100_000], ids=range(5))
+def test_a_document_comes_back_equal(store, text):
+    item = entry("一 a'\"", text, "类别/x", title="T\u2028", metadata={"n": [1, 0.1, None, True], "键": {"b": "a"}})
+    put(store, item)
+    assert list(store.all_documents()) == [item.document]
+
+
+def test_rows_are_sorted_by_category_then_by_arrival_then_by_place(store):
+    first, second, third = entry("z", category="b", pieces=3), entry("m", category="a", pieces=2), entry("a", category="b")
+    put(store, first)
+    put(store, second, third)
+    assert rows(store) == expected(first, second, third)
+
+
+def test_the_vectors_of_chunks_come_in_the_order_asked_for(store):
+    put(store, entry("a", pieces=3))
+    put(store, entry("b", pieces=2))
+    snapshot = store.snapshot()
+    assert np.array_equal(store.vectors_of(snapshot.chunks[[4, 0, 3]]), snapshot.vectors[[4, 0, 3]])
+
+
+def test_a_chunk_without_a_vector_is_an_error(store):
+    put(store, entry("a"))
+    with pytest.raises(KnowledgeBaseError, match="chunks without a vector"):
+        store.vectors_of(np.array([999]))
+
+
+def test_a_new_version_replaces_the_old(store):
+    old, new, other = entry("a", "old", pieces=2), entry("a", "new", "traffic"), entry("b")
+    put(store, old, other)
+    put(store, new)
+    assert rows(store) == expected(other, new)
+
+
+def test_a_category_described_anew_replaces_the_old(store):
+    put(store, entry("a"))
+    new = StoredCategory(Category(name="fruit", description="grows on trees"), vector_of("other"))
+    store.commit(categories=[new])
+    (found,) = store.snapshot().categories
+    assert (found.category, found.vector.tobytes()) == (new.category, new.vector.tobytes())
+
+
+def test_a_deleted_document_has_no_rows(store):
+    put(store, entry("a"), entry("b"), entry("c"))
+    put(store, delete=("b",))
+    assert rows(store) == expected(entry("a"), entry("c"))
+
+
+def test_deleting_unknown_ids_keeps_the_counts(store):
+    put(store, entry("a"))
+    put(store, delete=("nowhere",))
+    assert (store.manifest.documents, store.manifest.chunks) == (1, 1)
+
+
+def test_after_everything_was_deleted_documents_can_be_added(store):
+    put(store, entry("a"), entry("b"))
+    put(store, delete=("a", "b"))
+    put(store, entry("c"))
+    assert rows(store) == expected(entry("c"))
+
+
+def test_more_ids_than_one_statement_takes_are_found(store):
+    put(store, *(entry(str(i)) for i in range(1201)))
+    assert len(store.hashes([str(i) for i in range(1201)])) == 1201
+
+
+def test_an_entry_without_vectors_undoes_the_whole_commit(store):
+    with pytest.raises(InputError, match="'b' came with 1 chunks and 0 vectors"):
+        put(store, entry("a"), entry("b")._replace(vectors=np.zeros((0, 4), np.float32)))
+    assert (store.manifest.documents, list(store.all_documents())) == (0, [])
+
+
+def test_twenty_commits_keep_every_vector(store):
+    entries = [entry(str(i), category="ab"[i % 2], pieces=i % 3 + 1) for i in range(20)]
+    for item in entries:
+        put(store, item)
+    assert rows(store) == expected(*entries)
+
+
+# -- files on the disk ----------------------------------------------------------------------------------------------
+
+
+def test_many_commits_leave_eight_segments_at_most(folder):
+    counts = []
+    for i in range(30):
+        put(folder, entry(str(i)))
+        counts.append(len(arrays(folder.path)))
+    assert max(counts) == 16
+
+
+def test_only_the_manifests_files_are_kept(folder):
+    for i in range(30):
+        put(folder, entry(str(i % 7), f"version {i}"))
+    assert arrays(folder.path) == {name for s in folder.manifest.segments for name in (s.vectors, s.rows)}
+
+
+def test_updates_of_one_document_keep_few_dead_vectors(folder):
+    put(folder, entry("other", pieces=5))
+    for i in range(40):
+        put(folder, entry("a", f"version {i}"))
+    assert sum(segment.count for segment in folder.manifest.segments) <= 12
+
+
+def test_after_a_rewrite_the_database_does_not_hold_the_old_text(folder):
+    put(folder, entry("a", "the secret of the old version"))
+    put(folder, entry("a", "new"))
+    put(folder, entry("a", "newer"))
+    assert b"secret" not in (folder.path / "documents.sqlite").read_bytes()
+
+
+def test_deleting_everything_wipes_the_texts(folder):
+    put(folder, entry("a", "the secret"), entry("b"))
+    put(folder, delete=("a", "b"))
+    assert b"secret" not in (folder.path / "documents.sqlite").read_bytes()
+
+
+def test_a_copy_does_not_hold_deleted_texts(store, tmp_path):
+    put(store, entry("a", "the secret"), entry("b"), entry("c"), entry("d"))
+    put(store, delete=("a",))
+    store.save(tmp_path / "copy").close()
+    assert b"secret" not in (tmp_path / "copy/documents.sqlite").read_bytes()
+
+
+def test_a_copy_has_the_same_rows(store, tmp_path):
+    put(store, entry("a", category="z", pieces=2), entry("b"), entry("c"))
+    put(store, entry("b", "new"), delete=("c",))
+    with closing(store.save(tmp_path / "copy")) as copy:
+        assert rows(copy) == rows(store)
+
+
+def test_a_copy_has_one_segment_of_live_rows(store, tmp_path):
+    for i in range(7):
+        put(store, entry(str(i)))
+    put(store, delete=("3",))
+    with closing(store.save(tmp_path / "copy")) as copy:
+        assert [segment.count for segment in copy.manifest.segments] == [6]
+
+
+def test_a_copy_is_another_knowledge_base(folder, tmp_path):
+    with closing(folder.save(tmp_path / "copy")) as copy:
+        assert copy.manifest.identity != folder.manifest.identity
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_saving_to_what_exists_is_refused(store, tmp_path, there):
+    target = tmp_path / "there"
+    (target if there == "file" else target / "x").parent.mkdir(exist_ok=True)
+    (target if there == "file" else target / "x").write_text("mine")
+    with pytest.raises(InputError, match="there exists already"):
+        store.save(target)
+
+
+def test_an_empty_folder_is_accepted(store, tmp_path):
+    (tmp_path / "empty").mkdir()
+    put(store, entry("a"))
+    with closing(store.save(tmp_path / "empty")) as copy:
+        assert rows(copy) == rows(store)
+
+
+def test_missing_parents_are_made(store, tmp_path):
+    store.save(tmp_path / "a/b/c").close()
+    assert (tmp_path / "a/b/c/manifest.json").is_file()
+
+
+def test_saving_leaves_nothing_beside_the_folder(store, tmp_path):
+    store.save(tmp_path / "new/copy").close()
+    assert os.listdir(tmp_path / "new") == ["copy"]
+
+
+@pytest.mark.parametrize("name", ["copy", "copy [1]"])
+def test_what_a_killed_save_left_is_removed(store, tmp_path, name):
+    left = tmp_path / f".{name}.0123abcd.unfinished"
+    left.mkdir()
+    (left / "documents.sqlite").write_text("half")
+    store.save(tmp_path / name).close()
+    assert not left.exists()
+
+
+def test_what_another_process_is_saving_is_not_removed(store, tmp_path):
+    other = tmp_path / ".copy.0123abcd.unfinished"
+    other.mkdir()
+    with FileLock(other / "lock"):
+        store.save(tmp_path / "copy").close()
+    assert other.exists()
+
+
+def test_a_save_about_to_be_renamed_is_not_removed_by_another(store, tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def rename_late(self, target):
+        files.remove_abandoned(self)  # what another process that saves to the same place does
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_late)
+    with closing(store.save(tmp_path / "copy")) as copy:
+        assert rows(copy) == []
+
+
+# -- readers and writers beside each other --------------------------------------------------------------------------
+
+READS = {
+    "all_documents": lambda store, seen: [document.text for document in store.all_documents()],
+    "get": lambda store, seen: store.get("0")[0].text,
+    "hashes": lambda store, seen: store.hashes(["0", "1", "2"]),
+    "documents": lambda store, seen: store.documents(seen.documents.tolist()),
+    "chunk_places": lambda store, seen: [store.chunk_places(seen.chunks.tolist())[n] for n in seen.chunks.tolist()],
+    "metadata": lambda store, seen: [store.metadata()[number] for number in seen.documents.tolist()],
+    "categories": lambda store, seen: [item.category for item in store.stored_categories()],
+    "vectors": lambda store, seen: store.vectors_of(seen.chunks).tolist(),
+    "rows": lambda store, seen: rows(store),
+}
+REWRITES = {
+    "updated": lambda writer: [put(writer, *(entry(str(i), f"{turn}") for i in range(3))) for turn in range(3)],
+    "deleted": lambda writer: put(writer, delete=("0", "1", "2")),
+    "merged": lambda writer: [put(writer, entry(f"more {i}")) for i in range(9)],
+}
+
+
+@pytest.mark.parametrize("rewrite", REWRITES)
+@pytest.mark.parametrize("read", READS)
+def test_a_reader_of_an_older_generation_gets_what_was_there_or_is_told_to_refresh(folder, read, rewrite):
+    put(folder, *(entry(str(i), metadata={"i": i}) for i in range(3)))
+    with closing(Store.open(folder.path)) as reader:
+        seen = reader.snapshot()
+        before = READS[read](reader, seen)
+        REWRITES[rewrite](folder)
+        try:
+            after = READS[read](reader, seen)
+        except KnowledgeBaseError as error:
+            assert "refresh it, or open it again" in str(error)
+        else:
+            assert after == before
+
+
+def test_a_refreshed_reader_sees_what_a_writer_did(folder):
+    with closing(Store.open(folder.path)) as reader:
+        REWRITES["updated"](folder)
+        reader.refresh()
+        assert rows(reader) == rows(folder)
+
+
+def test_a_writer_that_fell_behind_keeps_what_another_wrote(folder):
+    with closing(Store.open(folder.path)) as other:
+        put(folder, entry("a"))
+        put(other, entry("b"))
+        assert rows(other) == expected(entry("a"), entry("b"))
+
+
+def test_a_writer_waits_for_the_lock_and_gives_up(folder, monkeypatch):
+    monkeypatch.setattr(files, "BUSY_SECONDS", 0.01)
+    with FileLock(folder.path / "lock"), pytest.raises(KnowledgeBaseError, match="another process is writing to .*kb"):
+        put(folder, entry("a"))
