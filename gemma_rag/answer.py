@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from gemma_rag.chunking import find_headings
 from gemma_rag.encoders import Input
 from gemma_rag.errors import InputError
 from gemma_rag.lexical import LexicalIndex, reads_as_chinese
@@ -143,7 +144,7 @@ class GroundedAnswerer:
                 on_text(piece)
         text = "".join(pieces).strip()
         numbers = cited_numbers(text)
-        if not text or (not numbers and _declines(text)):
+        if not text or _declines(text):
             return _refusal(retrieval, Outcome.DECLINED_BY_MODEL, language)
         return _answer(retrieval, text, "generated", numbers)
 
@@ -159,17 +160,12 @@ class GroundedAnswerer:
         if retrieval.mode == "lexical":
             scores = LexicalIndex(texts).scores(retrieval.question)
         else:
-            titles = [retrieval.hits[number - 1].document.title for number, _ in found]
             encoder = self.retriever.knowledge_base.encoder
-            rows = encoder.encode(
-                [
-                    Input(retrieval.question, Task.QUERY),
-                    *(Input(text, Task.DOCUMENT, title) for text, title in zip(texts, titles, strict=True)),
-                ]
-            )
-            scores = cosines(rows[:1], rows[1:])[0]
+            rows = encoder.encode([Input(retrieval.question, Task.QUERY), *(Input(text, Task.DOCUMENT) for text in texts)])
+            # the hit's own score is added: of two like sentences the one in the better document is the better source
+            scores = cosines(rows[:1], rows[1:])[0] + np.array([retrieval.hits[number - 1].score for number, _ in found])
         best = np.argsort(-scores, kind="stable")[:_QUOTED_SENTENCES]
-        chosen = sorted(int(i) for i in best if scores[i] >= _QUOTED_SHARE * scores[best[0]])
+        chosen = sorted(int(i) for i in best if i == best[0] or scores[i] >= _QUOTED_SHARE * scores[best[0]])
         opening, closing = ("「", "」") if language == "zh" else ("“", "”")
         text = " ".join(f"{opening}{found[i][1]}{closing} [{found[i][0]}]" for i in chosen)
         return _answer(retrieval, text, "extractive", [found[i][0] for i in chosen])
@@ -199,8 +195,17 @@ _USER: dict[Language, str] = {
     "en": "<sources>\n{sources}\n</sources>\n\n<question>\n{question}\n</question>",
     "zh": "<sources>\n{sources}\n</sources>\n\n<question>\n{question}\n</question>\n\n请根据以上资料回答。",
 }
+_UNSEEN = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+
+
+def _in_any_width(word: str) -> str:
+    return rf"[{_UNSEEN}]*".join(f"[{letter}{chr(ord(letter) + 0xFEE0)}]" for letter in word)
+
+
 _DELIMITER = re.compile(
-    r"[<＜﹤‹〈][\s\u200b-\u200f\u2060\ufeff]*(/?)[\s\u200b-\u200f\u2060\ufeff]*(?=(?:sources?|question)\b)", re.IGNORECASE
+    rf"[<＜﹤‹〈][\s{_UNSEEN}]*([/／]?)[\s{_UNSEEN}]*"
+    rf"(?=(?:{_in_any_width('source')}|{_in_any_width('sources')}|{_in_any_width('question')})\b)",
+    re.IGNORECASE,
 )
 
 
@@ -236,40 +241,54 @@ def _inside(text: str) -> str:
 
 # -- reading what came back ---------------------------------------------------------------------------------------------
 
-_CITED = re.compile(r"[\[【［]\s*(\d{1,4}(?:\s*[,，、;；]\s*\d{1,4})*)\s*[\]】］]")
+_CITED = re.compile(r"[\[【［]\s*(\d{1,4}(?:\s*[,，、;；–~-]\s*\d{1,4})*)\s*[\]】］]")
+_RANGE = re.compile(r"(\d+)\s*[–~-]\s*(\d+)")
+_LONGEST_RANGE = 50
 _DECLINED = ("i don't know", "i do not know", "我不知道")
 
 
 def cited_numbers(text: str) -> list[int]:
-    """The numbers that an answer cites, ``[1]``, ``[1, 3]`` or ``【2】``, each once, in their order of appearance."""
-    numbers = [int(number) for group in _CITED.findall(text) for number in re.findall(r"\d+", group)]
+    """The numbers that an answer cites, ``[1]``, ``[1, 3]``, ``[1-3]`` or ``【2】``, each once, as they appear."""
+
+    def written_out(found: re.Match[str]) -> str:
+        first, last = int(found[1]), int(found[2])
+        return ",".join(map(str, range(first, last + 1))) if first <= last <= first + _LONGEST_RANGE else found[0]
+
+    numbers = [int(number) for group in _CITED.findall(text) for number in re.findall(r"\d+", _RANGE.sub(written_out, group))]
     return list(dict.fromkeys(numbers))
 
 
 def _declines(text: str) -> bool:
-    return unicodedata.normalize("NFKC", text).replace("’", "'").strip(" \n\"'“「*_").casefold().startswith(_DECLINED)
+    """Whether a text says that it does not know: and nothing else, or something else without any source."""
+    plain = unicodedata.normalize("NFKC", _CITED.sub("", text)).replace("’", "'").casefold().strip(" \n.。!\"'“”「」*_")
+    return plain in _DECLINED or (plain.startswith(_DECLINED) and not cited_numbers(text))
 
 
 def sentences(passage: str) -> list[str]:
     """The sentences of a passage: Markdown's headings left out, list items and table rows taken one by one."""
     blocks: list[str] = []
     running = False
+    for heading in reversed(find_headings(passage)):
+        passage = f"{passage[: heading.start]}\n{passage[heading.end :]}"
     for line in passage.splitlines():
         stripped = line.strip()
-        if not stripped or stripped.startswith(("#", "```", "---", "===", "|-", "| -")):
+        if not stripped or stripped.startswith(("```", "---", "|-", "| -")):
             running = False
             continue
-        item = re.match(r"(?:[-*+•]|\d{1,3}[.)、])\s+", stripped)
+        item = re.match(r"(?:[-*+•]|\d{1,3}[.)])\s+|\d{1,3}、\s*", stripped)
         if running and not item and not stripped.startswith("|"):
             blocks[-1] += " " + stripped
         else:
             blocks.append(stripped[item.end() :] if item else stripped)
         running = True
-    found = (part.strip() for block in blocks for part in _SENTENCE_END.split(block))
+    found = (part.strip() for block in blocks for part in _SENTENCE_END.split(_EMPHASIS.sub(r"\2", block)))
     return [sentence for sentence in found if re.search(r"\w", sentence)]
 
 
-_SENTENCE_END = re.compile(r"(?<=[^\s.][.!?])[\"'”’)]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-Þ\u3400-\u9fff])|(?<=[。！？；])(?![」』”’）])")
+_EMPHASIS = re.compile(r"(\*\*|(?<!\w)__|`)(?=\S)(.+?)(?<=\S)\1")
+_SENTENCE_END = re.compile(
+    r"(?:(?<=[^\s.][.!?])|(?<=[^\s.][.!?][\"'”’)]))\s+(?=[\"'“‘(\[]?[A-Z0-9À-Þ\u3400-\u9fff])|(?<=[。！？；])(?![。！？；」』”’）])"
+)
 
 
 def _answer(retrieval: Retrieval, text: str, kind: Literal["extractive", "generated"], numbers: Sequence[int]) -> Answer:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gemma_rag import __version__
-from gemma_rag.errors import GemmaRagError, InputError
+from gemma_rag.errors import GemmaRagError, InputError, without_secrets
 
 ANSWERED, FAULT, BAD_INPUT, REFUSED = 0, 1, 2, 3
 
@@ -364,16 +364,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        message = f"{type(error).__name__}: {_without_secrets(str(error))}. --debug shows where it comes from"
+        message = f"{type(error).__name__}: {without_secrets(str(error))}. --debug shows where it comes from"
         return _fail(message, FAULT, as_json)
     return status if isinstance(status, int) else ANSWERED
-
-
-def _without_secrets(message: str) -> str:
-    """Other people's errors may quote a key: long runs of letters and digits are left out."""
-    import re
-
-    return re.sub(r"[A-Za-z0-9_\-]{24,}", "[...]", message)
 
 
 def main() -> NoReturn:

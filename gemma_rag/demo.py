@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from gemma_rag.terminal import Terminal
 
 QUESTIONS: tuple[tuple[str, Mode, str], ...] = (
-    ("How much can I spend on courses each year?", "two-stage", "An answer, quoted and cited"),
-    ("Where can I hold a talk for about 35 people, and how early must I reserve the space?", "two-stage", "Another"),
-    ("I opened a dodgy link in an email and typed in my login. What should I do now?", "two-stage", "Another"),
+    ("Can I fly to a city that I could also reach by rail in four hours?", "two-stage", "An answer, quoted and cited"),
+    ("I still have some holiday left at the end of the year. Do I lose it?", "two-stage", "Another"),
+    ("My wife is expecting our first baby. How much time off do I get as the father?", "two-stage", "A third"),
     ("Why do cats purr?", "two-stage", "Off topic: refused, because it fits no category"),
     (
         "Will the company pay for a removal van if I relocate?",

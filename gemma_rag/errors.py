@@ -14,8 +14,14 @@ A message says what came, what was expected, and what to do about it. None of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+
+def without_secrets(message: str) -> str:
+    """Leave long runs of letters and digits out of a message that others wrote: it may quote a key."""
+    return re.sub(r"[A-Za-z0-9_\-]{24,}", "[...]", message)
 
 
 class GemmaRagError(Exception):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 from gemma_rag.answer import ChatModel, Writer
 from gemma_rag.encoders.models import find_model
-from gemma_rag.errors import InputError, LanguageModelError, MissingExtra
+from gemma_rag.encoders.sentence_transformers import quiet_loading
+from gemma_rag.errors import InputError, LanguageModelError, MissingExtra, without_secrets
 
 LOCAL = "transformers"
 DEFAULT_LOCAL_MODEL = "google/gemma-3-1b-it"
@@ -32,7 +34,7 @@ def load_llm(name: str) -> ChatModel | Writer:
     provider, _, model = name.partition(":")
     if provider == LOCAL:
         return LocalModel(model or DEFAULT_LOCAL_MODEL)
-    if not model:
+    if not provider or not model:
         raise InputError(
             f"{name!r} names no language model: write provider:model, for example ollama:gemma3, or transformers:FOLDER_OR_ID"
         )
@@ -42,8 +44,8 @@ def load_llm(name: str) -> ChatModel | Writer:
 
     try:
         loaded: ChatModel = init_chat_model(name)
-    except (ImportError, ValueError) as error:
-        raise LanguageModelError(f"the language model {name} cannot be loaded: {error}") from error
+    except Exception as error:  # each provider raises errors of its own, about keys and settings
+        raise LanguageModelError(f"the language model {name} cannot be loaded: {without_secrets(str(error))}") from error
     return loaded
 
 
@@ -79,7 +81,10 @@ class LocalModel:
         def generate() -> None:
             try:
                 pipeline(
-                    [{"role": "system", "content": system}, {"role": "user", "content": user}],
+                    [
+                        {"role": "system", "content": system},
+                        {"role": "user", "content": _without_control_tokens(user, pipeline.tokenizer)},
+                    ],
                     max_new_tokens=self._max_new_tokens,
                     do_sample=False,
                     streamer=streamer,
@@ -90,7 +95,7 @@ class LocalModel:
 
         thread = threading.Thread(target=generate, name="gemma-rag local model", daemon=True)
         thread.start()
-        yield from streamer
+        yield from filter(None, streamer)
         thread.join()
         if failure:
             raise LanguageModelError(f"the language model {self._source.name} failed: {failure[0]}") from failure[0]
@@ -100,7 +105,19 @@ class LocalModel:
             from transformers import pipeline
 
             try:
-                self._pipeline = pipeline("text-generation", model=self._source.location)
+                with quiet_loading():
+                    self._pipeline = pipeline("text-generation", model=self._source.location)
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 raise LanguageModelError(f"the language model {self._source.name} cannot be loaded: {error}") from error
         return self._pipeline
+
+
+def _without_control_tokens(text: str, tokenizer: Any) -> str:
+    """Take the brackets off what the tokenizer would read as a token of its own, such as ``<end_of_turn>``.
+
+    A passage that holds one could else end the user's turn and speak as the model.
+    """
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.content.strip() and (token.special or re.fullmatch(r"<.+>", token.content)):
+            text = text.replace(token.content, token.content.strip("<>|[]") or " ")
+    return text

@@ -134,6 +134,7 @@ class Retrieval:
                     "score": _number(hit.score),
                     "category_score": _number(hit.category_score),
                     "lexical_score": _number(hit.lexical_score),
+                    "fused_score": _number(hit.fused_score),
                     "headings": list(hit.headings),
                     "text": hit.passage,
                 }

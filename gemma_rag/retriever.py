@@ -98,7 +98,7 @@ class TwoStageRetriever:
             max_categories: Most categories to open.
             categories: Search these categories only.
             where: Search documents with this metadata only: ``{"year": 2024, "language": ["en", "zh"]}`` means the year
-                is 2024 and the language one of the two.
+                is 2024 and the language one of the two. A list in the metadata matches if one of its members does.
 
         Raises:
             InputError: An empty question, an unknown category, or an argument out of its range.
@@ -131,6 +131,7 @@ class TwoStageRetriever:
         """`retrieve` for several questions, which share the encoder's passes and the reading of the vectors."""
         if isinstance(questions, str):
             raise InputError("questions is a list of strings, and one string came: call retrieve for one question")
+        questions = list(questions)
         for i, question in enumerate(questions):
             if not isinstance(question, str) or not question.strip():
                 raise InputError(f"the question at index {i} is empty or no string: ask something")
@@ -142,7 +143,7 @@ class TwoStageRetriever:
             hybrid=hybrid,
             max_categories=max_categories,
         )
-        return _Search(self.knowledge_base, self.gate, settings, categories, where).run(list(questions))
+        return _Search(self.knowledge_base, self.gate, settings, categories, where).run(questions)
 
     def _settings(self, **given: Any) -> _Settings:
         """The retriever's own settings, with those of a call in their places."""
@@ -150,8 +151,8 @@ class TwoStageRetriever:
         settings = _Settings(**values)
         if isinstance(settings.k, bool) or not isinstance(settings.k, int) or settings.k < 1:
             raise InputError(f"k is the number of hits, at least 1, and is {settings.k!r}")
-        if settings.max_categories is not None and settings.max_categories < 1:
-            raise InputError(f"max_categories is at least 1, and is {settings.max_categories!r}")
+        if settings.max_categories is not None and not (type(settings.max_categories) is int and settings.max_categories >= 1):
+            raise InputError(f"max_categories is a number, at least 1, and is {settings.max_categories!r}")
         if settings.mode not in get_args(Mode):
             raise InputError(f"no mode is named {settings.mode!r}: there are {', '.join(get_args(Mode))}")
         for threshold in (settings.category_threshold, settings.document_threshold):
@@ -224,12 +225,15 @@ class _Search:
 
     def _allowed(self, where: Where) -> Bools:
         """Which documents have the metadata asked for."""
+        if not isinstance(where, Mapping):
+            raise InputError(f"where is a mapping of metadata to values, as in {{'year': 2024}}, and is {where!r}")
         metadata = self.view.metadata
-        wanted = {key: list(value) if isinstance(value, (list, tuple, set)) else [value] for key, value in where.items()}
-        missing = object()
+        wanted = {
+            key: list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value] for key, value in where.items()
+        }
         return np.array(
             [
-                all(metadata[number].get(key, missing) in values for key, values in wanted.items())
+                all(key in metadata[number] and _matches(metadata[number][key], values) for key, values in wanted.items())
                 for number in self.view.index.documents.tolist()
             ],
             dtype=bool,
@@ -243,7 +247,8 @@ class _Search:
         elif None in given:
             profile = self.base.encoder.profile
             defaults = (profile.category_threshold, profile.document_threshold)
-            if None in defaults:
+            first = 1 if self.settings.mode == "flat" else 0
+            if any(own is None and default is None for own, default in list(zip(given, defaults, strict=True))[first:]):
                 _warn_unmeasured(self.base.space.model)
         else:
             defaults = (None, None)
@@ -292,6 +297,9 @@ class _Search:
             best = np.zeros(len(self.eligible), dtype=np.float32)
             np.maximum.at(best, codes[scored.places], scored.scores)
             opened = (best > 0) & self.eligible
+            if self.settings.max_categories is not None:
+                opened[np.argsort(-best, kind="stable")[self.settings.max_categories :]] = False
+                scored = Scored(*(column[opened[codes[scored.places]]] for column in scored))
             refused = not self.category_threshold.apply(best[self.eligible]).keep.any()
             yield _Found(scored, best, opened & (not refused), refused, lexical, rows)
 
@@ -414,6 +422,13 @@ class _Search:
         started = time.perf_counter()
         yield
         self.timings[step] = self.timings.get(step, 0.0) + (time.perf_counter() - started) * 1e3
+
+
+def _matches(have: Any, values: list[Any]) -> bool:
+    """Whether metadata is one of the values, or, where it is a list, has one of them; true is not 1."""
+    if isinstance(have, list):
+        return any(_matches(item, values) for item in have)
+    return any(have == value and isinstance(have, bool) == isinstance(value, bool) for value in values)
 
 
 def _warn_unmeasured(model: str) -> None:

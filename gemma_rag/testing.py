@@ -126,6 +126,7 @@ def build_random_gemma(folder: str | Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     tokenizer = _tokenizer([_WORDS] * 9)
     tokenizer.add_eos_token = False
+    tokenizer.add_tokens(["<start_of_turn>", "<end_of_turn>"], special_tokens=True)
     tokenizer.chat_template = (
         "{{ bos_token }}{% for message in messages %}<start_of_turn>"
         "{{ 'model' if message['role'] == 'assistant' else 'user' }}\n"

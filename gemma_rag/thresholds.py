@@ -144,7 +144,7 @@ def as_threshold(value: float | str | Threshold) -> Threshold:
 def describe(threshold: Threshold) -> str | float | dict[str, object]:
     """A threshold as plain JSON: a number for a fixed one, its fields for a dynamic one, else its repr."""
     if isinstance(threshold, FixedThreshold):
-        return threshold.value
+        return float(threshold.value)
     if isinstance(threshold, DynamicThreshold):
         return {"ratio": threshold.ratio, "top_n": threshold.top_n, "floor": threshold.floor}
     return repr(threshold)

@@ -98,7 +98,7 @@ def test_the_content_hash_tells_where_title_ends_and_text_begins():
 
 @pytest.mark.parametrize("field", ["id", "text", "title", "category"])
 def test_half_a_surrogate_pair_is_refused_because_no_file_could_hold_it(field):
-    with pytest.raises(ValidationError, match="surrogate|unicode string"):
+    with pytest.raises(ValidationError, match=r"surrogate|unicode string"):
         Document(**FIELDS | {field: "broken \ud83d emoji"})
 
 

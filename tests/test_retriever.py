@@ -206,6 +206,9 @@ def test_a_threshold_of_0_of_the_retriever_is_not_taken_for_none(base, measured)
 class TopOne:
     """A threshold of somebody's own."""
 
+    def __repr__(self) -> str:
+        return "TopOne()"
+
     def apply(self, scores) -> Cut:
         best = max(scores, default=0.0)
         return Cut(np.asarray(scores) >= best, float(best))

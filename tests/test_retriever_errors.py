@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from uuid import uuid4
 
 import pytest
 
@@ -24,9 +25,9 @@ def base(words) -> KnowledgeBase:
 
 
 @pytest.fixture
-def renamed(words, request):
+def renamed(words):
     """The encoder under a name that no other test uses: a warning comes once for each model."""
-    words.space = words.space.model_copy(update={"model": request.node.name})
+    words.space = words.space.model_copy(update={"model": uuid4().hex})
     return words
 
 

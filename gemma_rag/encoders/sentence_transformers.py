@@ -216,7 +216,7 @@ def _load(settings: EncoderSettings, source: Source) -> _Loaded:
         _need_sentence_transformers(6, 1)
         extra["config_kwargs"] = {"vision_config": None, "audio_config": None}
     try:
-        with _quiet_loading(settings.show_progress):
+        with quiet_loading(settings.show_progress):
             model = SentenceTransformer(
                 source.location,
                 device=settings.device,
@@ -251,7 +251,7 @@ def _load(settings: EncoderSettings, source: Source) -> _Loaded:
 
 
 @contextlib.contextmanager
-def _quiet_loading(show_progress: bool) -> Iterator[None]:
+def quiet_loading(show_progress: bool = False) -> Iterator[None]:
     """Keep transformers' own progress bar off where ours would be off: it flashes by, and fills logs."""
     from transformers.utils import logging as library
 

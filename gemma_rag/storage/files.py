@@ -41,7 +41,7 @@ def connect(file: Path, *, new: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA secure_delete=ON")
         connection.execute("SELECT count(*) FROM sqlite_master")
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, ValueError) as error:  # a damaged schema's own message may be no UTF-8
         raise KnowledgeBaseError(
             f"{file} cannot be used: {error}. Restore it from a copy, or index the documents anew"
         ) from error

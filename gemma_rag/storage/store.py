@@ -485,7 +485,7 @@ class Store:
 
     def _check_rows(self) -> None:
         """Compare every live row with the manifest's count and sum."""
-        with self._explained():
+        with self._reading():
             problem = self._database.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if problem != "ok":
                 raise KnowledgeBaseError(f"{self._name(DATABASE)} is damaged: {problem}. {CURE}")
@@ -538,6 +538,8 @@ class Store:
                 if self.path is not None and read_manifest(self.path).generation != self.manifest.generation:
                     raise KnowledgeBaseError(self._rewritten()) from error
                 raise
+            except (TypeError, ValueError) as error:  # a value of another kind than was written
+                raise KnowledgeBaseError(f"{self._name(DATABASE)} is damaged: {error}. {CURE}") from error
             purged = self._database.execute("PRAGMA user_version").fetchone()[0]
             if purged > self.manifest.generation:  # looked at last: what was read before cannot have been purged
                 raise KnowledgeBaseError(self._rewritten())

@@ -8,7 +8,9 @@ import pickle
 import random
 import shutil
 from contextlib import closing
+from itertools import product
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import pytest
@@ -58,8 +60,8 @@ def change(folder: Path, **fields: object) -> None:
 
 
 def expect_error(folder: Path, *words: str, verify: bool = True) -> None:
-    with pytest.raises(KnowledgeBaseError) as caught:
-        Store.open(folder, verify=verify).snapshot()
+    with pytest.raises(KnowledgeBaseError) as caught, closing(Store.open(folder, verify=verify)) as store:
+        store.snapshot()
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -67,6 +69,18 @@ def flip(file: Path, place: int, bit: int = 0) -> None:
     content = bytearray(file.read_bytes())
     content[place] ^= 1 << bit
     file.write_bytes(content)
+
+
+def opens_rightly_or_names(folder: Path, name: str, *, verify: bool = True) -> bool:
+    """Whether the folder still opens with the right documents, or an error names the file."""
+    try:
+        with closing(Store.open(folder, verify=verify)) as store:
+            found = [store.get(document.id) for document in DOCUMENTS]
+            return [item and item[0] for item in found] == list(store.all_documents()) == DOCUMENTS
+    except KnowledgeBaseError as error:
+        return name in str(error)
+    except (SyntaxError, TokenError, TypeError, ValueError):  # what numpy, json and sqlite3 raise if nobody catches it
+        return False
 
 
 # -- the manifest ---------------------------------------------------------------------------------------------------
@@ -82,7 +96,7 @@ def test_a_manifest_comes_back_equal(tmp_path):
 
 def test_writing_a_manifest_leaves_one_file(tmp_path):
     write_manifest(tmp_path, Manifest(space=SPACE, fingerprint=SPACE.fingerprint, recipe={}, chunking={}))
-    assert os.listdir(tmp_path) == ["manifest.json"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "manifest.json"]
 
 
 def test_two_manifests_have_two_identities():
@@ -219,14 +233,13 @@ def test_a_flipped_bit_of_an_array_is_noticed(folder, name, place):
 def test_whatever_bit_of_an_arrays_header_flips_it_is_named_or_harmless(folder, name, verify):
     file = folder / name
     good = file.read_bytes()
-    for place in range(128):
-        for bit in range(8):
-            flip(file, place, bit)
-            try:
-                Store.open(folder, verify=verify).close()
-            except KnowledgeBaseError as error:
-                assert name in str(error)
-            file.write_bytes(good)
+    wrong = []
+    for place, bit in product(range(0, 128, 3), range(8)):
+        flip(file, place, bit)
+        if not opens_rightly_or_names(folder, name, verify=verify):
+            wrong.append((place, bit))
+        file.write_bytes(good)
+    assert wrong == []
 
 
 @pytest.mark.parametrize("array", [VECTORS[:2], VECTORS[:3, :3], VECTORS[:3].astype(float)], ids=["rows", "columns", "type"])
@@ -267,7 +280,7 @@ def test_a_pickled_array_is_refused_and_not_unpickled(folder, name, verify, form
 @pytest.mark.parametrize("place", [0, 15, 16, 18, 19, 20, 44, 45, 59], ids=str)
 def test_a_flipped_bit_of_the_databases_header_is_named_or_harmless(folder, place):
     flip(folder / "documents.sqlite", place)
-    assert opens_rightly_or_names_the_database(folder)
+    assert opens_rightly_or_names(folder, "documents.sqlite")
 
 
 @pytest.mark.parametrize(
@@ -289,24 +302,12 @@ def test_whatever_bit_of_the_database_flips_it_is_named_or_harmless(folder):
     good = file.read_bytes()
     used = [place for place, byte in enumerate(good) if byte]
     wrong = []
-    for place in random.Random(7).sample(used, 250):
-        for bit in (0, 7):
-            flip(file, place, bit)
-            if not opens_rightly_or_names_the_database(folder):
-                wrong.append((place, bit))
-            file.write_bytes(good)
+    for place, bit in product(random.Random(7).sample(used, 150), (0, 7)):
+        flip(file, place, bit)
+        if not opens_rightly_or_names(folder, "documents.sqlite"):
+            wrong.append((place, bit))
+        file.write_bytes(good)
     assert wrong == []
-
-
-def opens_rightly_or_names_the_database(folder: Path) -> bool:
-    try:
-        with closing(Store.open(folder)) as store:
-            found = [store.get(document.id) for document in DOCUMENTS]
-            return [item and item[0] for item in found] == list(store.all_documents()) == DOCUMENTS
-    except KnowledgeBaseError as error:
-        return "documents.sqlite" in str(error)
-    except (TypeError, ValueError):  # of Python's sqlite3 and json, when nobody catches them
-        return False
 
 
 # -- opening without verifying --------------------------------------------------------------------------------------
