@@ -37,6 +37,7 @@ app = typer.Typer(
 class ModeName(str, Enum):
     """`gemma_rag.retriever.Mode`, for the command line's help."""
 
+    AUTO = "auto"
     TWO_STAGE = "two-stage"
     FLAT = "flat"
     LEXICAL = "lexical"
@@ -195,7 +196,9 @@ def ask(
     document_threshold: Annotated[
         str | None, typer.Option(help="A cosine, a preset, or dynamic. Default: the model's.", show_default=False)
     ] = None,
-    mode: Annotated[ModeName, typer.Option(help="lexical matches words and needs no model.")] = ModeName.TWO_STAGE,
+    mode: Annotated[
+        ModeName, typer.Option(help="auto: two-stage, or by matching words (lexical) where the model cannot read.")
+    ] = ModeName.AUTO,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Order hits by cosine and matching words together.")] = False,
     max_categories: Annotated[int | None, typer.Option(help="Most categories to open.", show_default=False)] = None,
     category: Annotated[
@@ -234,6 +237,8 @@ def ask(
             else:
                 show.answer(answer)
             raise typer.Exit(ANSWERED if answer.outcome.value == "answered" else REFUSED)
+        if mode is not ModeName.LEXICAL:
+            _ = base.encoder.space  # loaded now, so that the first answer does not wait for it
         for line in show.questions():
             try:
                 show.answer(answerer.answer(line, on_text=show.piece, **options))

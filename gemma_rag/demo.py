@@ -11,27 +11,22 @@ from gemma_rag.answer import Answer, GroundedAnswerer
 from gemma_rag.encoders import EncoderSettings
 from gemma_rag.ingestion import index_source
 from gemma_rag.knowledge_base import KnowledgeBase
-from gemma_rag.retriever import Mode, TwoStageRetriever
+from gemma_rag.retriever import TwoStageRetriever
 
 if TYPE_CHECKING:
     from gemma_rag.terminal import Terminal
 
-QUESTIONS: tuple[tuple[str, Mode, str], ...] = (
-    ("Can I fly to a city that I could also reach by rail in four hours?", "two-stage", "An answer, quoted and cited"),
-    ("I still have some holiday left at the end of the year. Do I lose it?", "two-stage", "Another"),
-    ("My wife is expecting our first baby. How much time off do I get as the father?", "two-stage", "A third"),
-    ("Why do cats purr?", "two-stage", "Off topic: refused, because it fits no category"),
+QUESTIONS: tuple[tuple[str, str], ...] = (
+    ("An answer, quoted and cited", "Can I fly to a city that I could also reach by rail in four hours?"),
+    ("Another", "I still have some holiday left at the end of the year. Do I lose it?"),
+    ("A third", "My wife is expecting our first baby. How much time off do I get as the father?"),
+    ("Off topic: refused, because it fits no category", "Why do cats purr?"),
     (
-        "Will the company pay for a removal van if I relocate?",
-        "two-stage",
         "On topic, but not in the handbook: refused, because no document is close enough",
+        "Will the company pay for a removal van if I relocate?",
     ),
-    (
-        "供应商塞给我一个 U 盘，我能直接插到自己电脑上看吗？",
-        "lexical",
-        "Chinese, by matching words: this model reads English only",
-    ),
-    ("大门口的监控录像会保存多少天？", "lexical", "Chinese, refused: the handbook says nothing about cameras"),
+    ("Chinese: where the model reads English only, words are matched", "供应商塞给我一个 U 盘，我能直接插到自己电脑上看吗？"),
+    ("Chinese, and refused: the handbook says nothing about cameras", "大门口的监控录像会保存多少天？"),
 )
 
 
@@ -55,9 +50,9 @@ def run_demo(settings: EncoderSettings, out: Path | None, show: Terminal) -> lis
         answers = []
         with KnowledgeBase.open(folder) as base:
             answerer = GroundedAnswerer(TwoStageRetriever(base))
-            for question, mode, what in QUESTIONS:
-                show.heading(f"{question}", what)
-                answer = answerer.answer(question, mode=mode)
+            for remark, question in QUESTIONS:
+                show.heading(question, remark)
+                answer = answerer.answer(question)
                 show.answer(answer)
                 answers.append(answer)
     return answers

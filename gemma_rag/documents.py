@@ -7,9 +7,19 @@ import json
 import re
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-Name: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+def _whole_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a character (a lone surrogate) at place {error.start}") from None
+    return text
+
+
+Text: TypeAlias = Annotated[str, AfterValidator(_whole_characters)]
+Name: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_whole_characters)]
 Metadata: TypeAlias = dict[str, Any]
 
 
@@ -27,8 +37,8 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Name
-    text: str
-    title: str = ""
+    text: Text
+    title: Text = ""
     category: Name
     metadata: Metadata = Field(default_factory=dict)
 
@@ -39,23 +49,16 @@ class Document(BaseModel):
             raise ValueError("the text is empty")
         return text
 
-    @field_validator("id", "text", "title", "category")
-    @classmethod
-    def _is_unicode(cls, text: str) -> str:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"half of a character (a lone surrogate) at place {error.start}") from None
-        return text
-
     @field_validator("metadata")
     @classmethod
     def _metadata_is_json(cls, metadata: Metadata) -> Metadata:
         try:
-            json.dumps(metadata, allow_nan=False, sort_keys=True, ensure_ascii=False).encode()
+            text = json.dumps(metadata, allow_nan=False, sort_keys=True, ensure_ascii=False)
+            text.encode()
         except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
             raise ValueError(f"the metadata must be plain JSON: {error}") from error
-        return metadata
+        plain: Metadata = json.loads(text)  # as it will come back: lists for tuples, and nobody else's objects
+        return plain
 
     @property
     def content_hash(self) -> str:
@@ -75,7 +78,7 @@ class Category(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
-    description: str = ""
+    description: Text = ""
 
     @property
     def text(self) -> str:

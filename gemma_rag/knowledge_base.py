@@ -114,7 +114,8 @@ class KnowledgeBase:
         self._store = store
         self._encoder = encoder
         self._view: View | None = None
-        self._guard = threading.RLock()
+        self._guard = threading.RLock()  # for looking at the state and for exchanging it, never held while texts are embedded
+        self._changing = threading.RLock()  # for changes, one after another
 
     # -- making, opening, saving ------------------------------------------------------------------------------------
 
@@ -144,7 +145,11 @@ class KnowledgeBase:
         recipe = settings.recipe() if isinstance(settings, EncoderSettings) else {}
         store = Store.create(encoder.space, recipe, dataclasses.asdict(chunker or Chunker()))
         base = cls(store, encoder)
-        base.add(documents, categories=categories)
+        try:
+            base.add(documents, categories=categories)
+        except BaseException:
+            base.close()
+            raise
         return base
 
     @classmethod
@@ -182,7 +187,7 @@ class KnowledgeBase:
             InputError: The folder exists already.
             KnowledgeBaseError: It cannot be written.
         """
-        with self._guard:
+        with self._changing, self._guard:
             store = self._store.save(Path(path))
             self._store.close()
             self._store, self._view = store, None
@@ -268,14 +273,13 @@ class KnowledgeBase:
             KnowledgeBaseError: Another process is writing, or the disk failed; nothing is added.
         """
         checked = validate_documents(documents).documents
-        with self._guard:
+        with self._changing:
             self.refresh()
             stored = self._store.hashes([document.id for document in checked])
             changed = [document for document in checked if stored.get(document.id) != document.content_hash]
             described = self._new_categories(changed, {category.name: category for category in categories})
             if changed or described:
-                self._store.commit(*self._embedded(changed, described))
-                self._view = None
+                self._commit(*self._embedded(changed, described))
         updated = sum(document.id in stored for document in changed)
         return Changes(added=len(changed) - updated, updated=updated, unchanged=len(checked) - len(changed))
 
@@ -292,7 +296,7 @@ class KnowledgeBase:
         if isinstance(ids, str):
             raise InputError("ids is a list of ids, and one string came: put it in a list")
         wanted = list(dict.fromkeys(ids))
-        with self._guard:
+        with self._changing:
             self.refresh()
             known = self._store.hashes(wanted)
             if unknown := [document_id for document_id in wanted if document_id not in known]:
@@ -300,8 +304,7 @@ class KnowledgeBase:
                     f"the knowledge base has no documents {', '.join(map(repr, unknown[:20]))}: nothing was deleted"
                 )
             if wanted:
-                self._store.commit(delete=wanted)
-                self._view = None
+                self._commit([], wanted, [])
         return len(wanted)
 
     def refresh(self) -> bool:
@@ -342,6 +345,13 @@ class KnowledgeBase:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _commit(self, entries: Sequence[Entry], delete: Sequence[str], categories: Sequence[StoredCategory]) -> None:
+        with self._guard:
+            try:
+                self._store.commit(entries, delete, categories)
+            finally:
+                self._view = None  # also after a failure, which may have come after the commit point
+
     def _new_categories(self, documents: Sequence[Document], described: Mapping[str, Category]) -> list[Category]:
         """Categories that need a vector: those that are new here, and those described anew."""
         known = {item.category.name: item.category for item in self._store.stored_categories()}
@@ -352,7 +362,7 @@ class KnowledgeBase:
     def _embedded(
         self, documents: Sequence[Document], categories: Sequence[Category]
     ) -> tuple[list[Entry], list[str], list[StoredCategory]]:
-        """Chunks and vectors for documents and categories, in one pass of the encoder."""
+        """What `_commit` takes: chunks and vectors for documents and categories, in one pass of the encoder."""
         entries: dict[str, Entry] = {}
         for document in documents:
             old = self._store.get(document.id)
@@ -366,14 +376,16 @@ class KnowledgeBase:
             for chunk in cut
         ]
         inputs += [Input(category.text, Task.CLASSIFICATION) for category in categories]
-        vectors = self.encoder.encode(inputs) if inputs else np.zeros((0, self.space.dimensions), dtype=np.float32)
+        expected = (len(inputs), self.space.dimensions)
+        vectors = self.encoder.encode(inputs) if inputs else np.zeros(expected, dtype=np.float32)
+        if vectors.shape != expected:
+            raise InputError(f"the encoder gave an array of shape {vectors.shape}, and its space says {expected}")
         first = 0
         for document, cut in zip(todo, chunks, strict=True):
             entries[document.id] = Entry(document, cut, vectors[first : first + len(cut)])
             first += len(cut)
         stored = [StoredCategory(category, vector) for category, vector in zip(categories, vectors[first:], strict=True)]
-        # by category, so that the vectors of one stand together in the file
-        return sorted(entries.values(), key=lambda entry: entry.document.category), [], stored
+        return [entries[document.id] for document in documents], [], stored
 
     def _chunked(self, documents: Sequence[Document]) -> list[list[Chunk]]:
         if not documents:

@@ -21,9 +21,9 @@ _IS_HAN = re.compile(rf"[{_HAN}]")
 
 
 def reads_as_chinese(text: str) -> bool:
-    """Whether at least half of a text's words are Chinese (each Han character counted as half a word)."""
+    """Whether at least half of a text's words are Chinese, two Han characters counted as a word."""
     runs = _RUNS.findall(unicodedata.normalize("NFKC", text))
-    han = sum(len(run) / 2 for run in runs if _IS_HAN.match(run))
+    han = sum(max(1.0, len(run) / 2) for run in runs if _IS_HAN.match(run))
     other = sum(1 for run in runs if not _IS_HAN.match(run))
     return han > 0 and han >= other
 

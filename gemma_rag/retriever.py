@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gemma_rag import fusion
 from gemma_rag.encoders import Input
-from gemma_rag.errors import InputError
+from gemma_rag.errors import InputError, KnowledgeBaseError
 from gemma_rag.index.exact import Scored
 from gemma_rag.knowledge_base import KnowledgeBase, View
 from gemma_rag.lexical import reads_as_chinese
@@ -26,7 +26,7 @@ from gemma_rag.vectors import Floats
 
 logger = logging.getLogger(__name__)
 
-Mode: TypeAlias = Literal["two-stage", "flat", "lexical"]
+Mode: TypeAlias = Literal["auto", "two-stage", "flat", "lexical"]
 Scalar: TypeAlias = str | int | float | bool | None
 Where: TypeAlias = Mapping[str, Scalar | Sequence[Scalar]]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -53,8 +53,9 @@ class TwoStageRetriever:
         category_threshold: What the best category has to reach: a cosine, a preset's name, ``"dynamic"``, or any
             `Threshold`. None: the default of the model's prompt profile.
         document_threshold: What a document has to reach, likewise.
-        mode: ``two-stage``; ``flat`` searches all documents and has no stage one; ``lexical`` ranks by matching words
-            alone, for languages that the model does not read, and needs no model.
+        mode: ``auto`` is ``two-stage``, except for a question in a language that the model is known not to read, which
+            is ``lexical``, with the default thresholds of that mode, and a warning; ``flat`` searches all documents and
+            has no stage one; ``lexical`` ranks by matching words alone and needs no model. The result says which it was.
         hybrid: Order hits by cosine and matching words together (`fusion.weighted`); thresholds still act on the cosine.
         gate: How stage one scores categories and how many it opens.
         max_categories: Most categories to open; None for as many as the gate wants. With 1 and
@@ -65,7 +66,7 @@ class TwoStageRetriever:
     k: int = 4
     category_threshold: float | str | Threshold | None = None
     document_threshold: float | str | Threshold | None = None
-    mode: Mode = "two-stage"
+    mode: Mode = "auto"
     hybrid: bool = False
     gate: Gate = field(default_factory=Gate)
     max_categories: int | None = None
@@ -93,7 +94,7 @@ class TwoStageRetriever:
             k: Instead of the retriever's own; so are the next five.
             category_threshold: What the best category has to reach.
             document_threshold: What a document has to reach.
-            mode: ``two-stage``, ``flat`` or ``lexical``.
+            mode: ``auto``, ``two-stage``, ``flat`` or ``lexical``.
             hybrid: Whether matching words count in the order.
             max_categories: Most categories to open.
             categories: Search these categories only.
@@ -143,7 +144,41 @@ class TwoStageRetriever:
             hybrid=hybrid,
             max_categories=max_categories,
         )
+        if settings.mode == "lexical" or not any(unread := self._unread(questions)):
+            if settings.mode == "auto":
+                settings = settings._replace(mode="two-stage")
+            return self._search(questions, settings, categories, where)
+        name, count = self.knowledge_base.space.model, sum(unread)
+        if settings.mode != "auto":
+            logger.warning("%s does not read Chinese: the scores of %d questions mean little", name, count)
+            return self._search(questions, settings, categories, where)
+        logger.warning("%s does not read Chinese: %d questions are searched by matching words instead", name, count)
+        words = settings._replace(mode="lexical", category_threshold=None, document_threshold=None)
+        results: dict[int, Retrieval] = {}
+        for by_words, each in ((False, settings._replace(mode="two-stage")), (True, words)):
+            places = [i for i in range(len(questions)) if unread[i] is by_words]
+            found = self._search([questions[i] for i in places], each, categories, where)
+            results.update(zip(places, found, strict=True))
+        return [results[i] for i in range(len(questions))]
+
+    def _search(
+        self, questions: list[str], settings: _Settings, categories: Sequence[str] | None, where: Where | None
+    ) -> list[Retrieval]:
+        search = _Search(self.knowledge_base, self.gate, settings, categories, where)
+        try:
+            return search.run(questions)
+        except KnowledgeBaseError:
+            if self.knowledge_base.view() is search.view:
+                raise
+        # another thread has rewritten or saved the knowledge base meanwhile: its new state answers
         return _Search(self.knowledge_base, self.gate, settings, categories, where).run(questions)
+
+    def _unread(self, questions: Sequence[str]) -> list[bool]:
+        """Which questions are in a language that the model is known not to read."""
+        chinese = [reads_as_chinese(question) for question in questions]
+        if not any(chinese) or "zh" in (self.knowledge_base.encoder.profile.languages or ("zh",)):
+            return [False] * len(questions)
+        return chinese
 
     def _settings(self, **given: Any) -> _Settings:
         """The retriever's own settings, with those of a call in their places."""
@@ -265,12 +300,6 @@ class _Search:
         with self._timed("encode"):
             rows = self.base.encoder.encode([Input(question, task) for task in tasks for question in questions])
         queries = rows[: len(questions)]
-        if "zh" not in (self.base.encoder.profile.languages or ("zh",)) and any(map(reads_as_chinese, questions)):
-            logger.warning(
-                "%s does not read Chinese, and a question is Chinese: its scores mean little. Use mode='lexical' "
-                "(--mode lexical), or a multilingual model",
-                self.base.space.model,
-            )
         with self._timed("categories"):
             if flat:
                 scores = np.full((len(questions), len(self.eligible)), np.nan, dtype=np.float32)

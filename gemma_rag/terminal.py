@@ -157,7 +157,9 @@ class Terminal:
         retrieval = answer.retrieval
         opened = [category.name for category in retrieval.categories if category.kept]
         parts = [f"{answer.kind}" if answer.outcome is Outcome.ANSWERED else "refused"]
-        if opened:
+        if retrieval.mode == "lexical":
+            parts.append("words matched")
+        elif opened:
             shown = ", ".join(opened[:3]) + (f" and {len(opened) - 3} more" if len(opened) > 3 else "")
             parts.append(f"opened {shown}")
         parts.append(f"{retrieval.documents_scored} of {retrieval.documents_total} documents compared")

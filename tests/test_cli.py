@@ -86,7 +86,7 @@ def test_the_json_of_a_refusal_has_its_near_misses(gemma_rag, base):
 
 
 def test_a_chinese_question_is_answered_by_its_words(gemma_rag, base):
-    status, out, _ = gemma_rag("ask", base, "U 盘可以插入电脑吗？", "--mode", "lexical")
+    status, out, _ = gemma_rag("ask", base, "U 盘可以插入电脑吗？")
     assert status == 0
     assert "「来历不明的 U 盘不得插入公司电脑。」 [1]" in out
 

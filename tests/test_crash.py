@@ -312,10 +312,10 @@ def kill_after(process: subprocess.Popen[str], word: str, seconds: float) -> lis
     with process:
         read_until(process, word)
         try:
-            process.wait(timeout=seconds)
+            assert process.wait(timeout=seconds) == 0
         except subprocess.TimeoutExpired:
             process.kill()
-            return process.stdout.read().split()
+        return process.stdout.read().split()
 
 
 @pytest.mark.slow
@@ -327,11 +327,12 @@ def test_whenever_a_writer_is_killed_its_calls_are_there_as_a_whole(original, tm
         path = Path(shutil.copytree(original, tmp_path / str(i)))
         said = kill_after(start(change_it, path), "ready", moments.uniform(0, longest))
         contents = held(path)
-        committed = next(n for n in (len(said), len(said) + 1) if contents == contents_after(n))
+        committed = len(said) + (contents != contents_after(len(said)))
+        assert contents == contents_after(committed)
         finish(start(add_one_more, path))
         assert held(path) == contents_after(committed) | {"9999": numbered(9999, 1)}
         seen.add(committed)
-    assert len(seen) > 3  # the kills came at different moments
+    assert len(seen) > 1  # the kills came at different moments
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -13,7 +14,7 @@ from gemma_rag.chunking import Chunker
 from gemma_rag.documents import Document
 from gemma_rag.errors import InputError
 from gemma_rag.knowledge_base import KnowledgeBase
-from gemma_rag.prompts import Task
+from gemma_rag.prompts import NO_PROMPTS, Task
 from gemma_rag.results import Outcome
 from gemma_rag.retriever import TwoStageRetriever
 from gemma_rag.routing import Gate
@@ -281,3 +282,50 @@ def test_a_retrieval_as_json_has_the_key(base, key) -> None:
 
 def test_the_time_of_every_retrieval_is_measured(base) -> None:
     assert TwoStageRetriever(base).retrieve("apple", **EVERYTHING).timings_ms["total"] > 0
+
+
+# -- auto: the mode that a question needs -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bilingual(words) -> TwoStageRetriever:
+    """A knowledge base in two languages, of a model that reads English only."""
+    documents = [
+        Document(id="apple", category="fruit", text="apple apple"),
+        Document(id="usb", category="安全", text="来历不明的 U 盘不得插入公司电脑。"),
+    ]
+    words.profile = dataclasses.replace(NO_PROMPTS, languages=("en",))
+    base = KnowledgeBase.from_documents(documents, words)
+    return TwoStageRetriever(base, category_threshold=0.5, document_threshold=0.5)
+
+
+def test_auto_is_two_stage_for_a_question_that_the_model_reads(bilingual) -> None:
+    assert bilingual.retrieve("apple").mode == "two-stage"
+
+
+def test_auto_matches_words_for_a_question_that_the_model_does_not_read(bilingual) -> None:
+    found = bilingual.retrieve("U 盘可以插入公司电脑吗？")
+    assert (found.mode, [hit.document.id for hit in found.hits]) == ("lexical", ["usb"])
+
+
+def test_auto_does_not_put_thresholds_for_cosines_on_matching_words(bilingual) -> None:
+    assert bilingual.retrieve("U 盘可以插入公司电脑吗？").thresholds == {"category": 0.1, "document": 0.15}
+
+
+def test_auto_says_that_it_matches_words(bilingual, caplog) -> None:
+    bilingual.retrieve("U 盘可以插入公司电脑吗？")
+    assert "1 questions are searched by matching words instead" in caplog.text
+
+
+def test_auto_keeps_the_order_of_questions_in_two_languages(bilingual) -> None:
+    found = bilingual.retrieve_many(["U 盘", "apple", "电脑"])
+    assert [(each.question, each.mode) for each in found] == [("U 盘", "lexical"), ("apple", "two-stage"), ("电脑", "lexical")]
+
+
+def test_auto_is_two_stage_for_chinese_where_the_model_reads_chinese(bilingual, words) -> None:
+    words.profile = NO_PROMPTS
+    assert bilingual.retrieve("U 盘可以插入公司电脑吗？").mode == "two-stage"
+
+
+def test_a_mode_that_was_asked_for_is_kept(bilingual) -> None:
+    assert bilingual.retrieve("U 盘可以插入公司电脑吗？", mode="two-stage").mode == "two-stage"

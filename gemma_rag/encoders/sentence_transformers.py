@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -216,7 +215,7 @@ def _load(settings: EncoderSettings, source: Source) -> _Loaded:
         _need_sentence_transformers(6, 1)
         extra["config_kwargs"] = {"vision_config": None, "audio_config": None}
     try:
-        with quiet_loading(settings.show_progress):
+        with quiet_loading():
             model = SentenceTransformer(
                 source.location,
                 device=settings.device,
@@ -251,13 +250,10 @@ def _load(settings: EncoderSettings, source: Source) -> _Loaded:
 
 
 @contextlib.contextmanager
-def quiet_loading(show_progress: bool = False) -> Iterator[None]:
-    """Keep transformers' own progress bar off where ours would be off: it flashes by, and fills logs."""
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' own progress bar off: it flashes by within a second or two, and fills logs."""
     from transformers.utils import logging as library
 
-    if show_progress and sys.stderr.isatty():
-        yield
-        return
     was_on = library.is_progress_bar_enabled()
     library.disable_progress_bar()
     try:

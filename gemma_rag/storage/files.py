@@ -28,6 +28,7 @@ def connect(file: Path, *, new: bool = False) -> sqlite3.Connection:
         raise KnowledgeBaseError(f"{file} is missing. Restore it from a copy, or index the documents anew")
     writable = new or (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
     mode = "rwc" if new else "rw" if writable else "ro"
+    connection = None
     try:
         connection = sqlite3.connect(
             f"{file.absolute().as_uri()}?mode={mode}",
@@ -42,6 +43,8 @@ def connect(file: Path, *, new: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA secure_delete=ON")
         connection.execute("SELECT count(*) FROM sqlite_master")
     except (sqlite3.DatabaseError, ValueError) as error:  # a damaged schema's own message may be no UTF-8
+        if connection is not None:
+            connection.close()
         raise KnowledgeBaseError(
             f"{file} cannot be used: {error}. Restore it from a copy, or index the documents anew"
         ) from error

@@ -410,7 +410,7 @@ class Store:
                 (category.name, category.description, blob, generation),
             )
             content += _category_digest(category.name, category.description, blob)
-        named = run(f"SELECT count(*) FROM categories WHERE {_LIVE}", {"generation": generation}).fetchone()[0]
+        named = run(f"SELECT count(DISTINCT category) FROM documents WHERE {_LIVE}", {"generation": generation}).fetchone()[0]
         manifest = before.model_copy(
             update={
                 "generation": generation,
