@@ -10,7 +10,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/gemma-rag demo --model minilm
 
 test: $(VENV)/test.installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 check: $(VENV)/check.installed
 	$(BIN)/ruff check .

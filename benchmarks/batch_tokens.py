@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from environment import environment
 
 from gemma_rag.encoders import EncoderSettings, Input
 from gemma_rag.encoders.sentence_transformers import SentenceTransformerEncoder
@@ -90,10 +89,8 @@ def main() -> None:
     print(f"  {'one question, both prompts in one pass':40s} {one:6.3f} s   x {two / one:.2f} of two passes")
     if options.out:
         result = {
-            "command": "python benchmarks/batch_tokens.py",
-            "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-            "versions": {name: version(name) for name in ("torch", "sentence-transformers", "transformers", "gemma-rag")},
-            "python": platform.python_version(),
+            **environment(),
+            "threads": torch.get_num_threads(),
             "texts": len(texts),
             "tokens": tokens,
             "seconds": seconds,

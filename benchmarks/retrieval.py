@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from environment import environment
+
 from gemma_rag import GemmaEmbeddings, KnowledgeBase, TwoStageRetriever
 from gemma_rag.loading import load_documents
 from gemma_rag.results import Retrieval
@@ -89,7 +91,7 @@ def main() -> None:
         report[name] = summary(retriever.retrieve_many([query["text"] for query in queries], **settings), queries)
         print(f"  {name:34s} " + "  ".join(f"{key} {value:.3f}" for key, value in report[name].items()), flush=True)
     if options.out:
-        result = {"dataset": folder.name, "split": options.split, "model": base.space.model, "runs": report}
+        result = {**environment(), "dataset": folder.name, "split": options.split, "model": base.space.model, "runs": report}
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from gemma_rag.encoders import Encoder, Input, Space
 from gemma_rag.prompts import NO_PROMPTS, PromptProfile
 from gemma_rag.vectors import Floats, unit
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each use all cores wait for each other most of the time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def test_no_word_is_empty_or_has_white_space(text: str) -> None:
         ("密码", True),
         ("VPN 密码", True),  # two characters are one word, against one
         ("如何用VPN登录?", True),  # five characters are two and a half words, against one
-        ("VPN 密", True),  # half a word against one
+        ("VPN 密", True),  # a run counts as one word at least, against one
         ("what does 密码 mean", False),  # one word against three
         ("How do I reset my password?", False),
         ("ＶＰＮ　密码", True),

@@ -17,7 +17,6 @@ DATA = os.environ.get("GEMMA_RAG_DATA")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(DATA is None, reason="GEMMA_RAG_DATA does not name the folder of the evaluation sets"),
-    pytest.mark.xdist_group("squad2"),
 ]
 
 

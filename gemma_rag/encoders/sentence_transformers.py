@@ -160,7 +160,7 @@ class SentenceTransformerEncoder:
             return self._encode_batches(texts, lengths, loaded)
         parts: list[str] = []
         owner: list[int] = []
-        by_text = {text: inputs[rendered.index(text)] for text in long_texts}
+        by_text = {text: item for text, item in zip(rendered, inputs, strict=True) if text in long_texts}
         for i, text in enumerate(texts):
             pieces = self._pieces(text, by_text[text], loaded) if text in by_text else [text]
             parts += pieces
