@@ -21,8 +21,8 @@ from environment import environment
 from gemma_rag import GemmaEmbeddings, KnowledgeBase, TwoStageRetriever
 from gemma_rag.loading import load_documents
 from gemma_rag.results import Retrieval
-from gemma_rag.retriever import LEXICAL_CATEGORY_THRESHOLD, LEXICAL_DOCUMENT_THRESHOLD
 from gemma_rag.routing import Gate
+from gemma_rag.search import LEXICAL_CATEGORY_THRESHOLD, LEXICAL_DOCUMENT_THRESHOLD
 
 OFF: dict[str, Any] = {"category_threshold": -1.0, "document_threshold": -1.0}
 

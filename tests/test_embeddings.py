@@ -22,9 +22,7 @@ def gemma(tiny_gemma) -> GemmaEmbeddings:
     return GemmaEmbeddings(model=str(tiny_gemma), device="cpu", show_progress=False)
 
 
-class TestStandardUnitMiniLM(EmbeddingsUnitTests):
-    """LangChain's own tests, on the offline MiniLM."""
-
+class _OnMiniLM:
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return GemmaEmbeddings
@@ -34,26 +32,18 @@ class TestStandardUnitMiniLM(EmbeddingsUnitTests):
         return {"model": "minilm", "device": "cpu"}
 
 
-class TestStandardIntegrationMiniLM(EmbeddingsIntegrationTests):
+class TestStandardUnitMiniLM(_OnMiniLM, EmbeddingsUnitTests):
     """LangChain's own tests, on the offline MiniLM."""
 
-    @property
-    def embeddings_class(self) -> type[Embeddings]:
-        return GemmaEmbeddings
 
-    @property
-    def embedding_model_params(self) -> dict:
-        return {"model": "minilm", "device": "cpu"}
+class TestStandardIntegrationMiniLM(_OnMiniLM, EmbeddingsIntegrationTests):
+    """LangChain's own tests, on the offline MiniLM."""
 
 
-class _OnTinyGemma:
+class _OnTinyGemma(_OnMiniLM):
     @pytest.fixture(autouse=True)
     def _with_folder(self, tiny_gemma):
         self.folder = str(tiny_gemma)
-
-    @property
-    def embeddings_class(self) -> type[Embeddings]:
-        return GemmaEmbeddings
 
     @property
     def embedding_model_params(self) -> dict:

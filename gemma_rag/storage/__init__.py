@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemma_rag.storage.manifest import Manifest
-from gemma_rag.storage.store import Entry, Snapshot, Store, StoredCategory
+from gemma_rag.storage.reader import Snapshot, StoredCategory
+from gemma_rag.storage.store import Entry, Store
 
 __all__ = ["Entry", "Manifest", "Snapshot", "Store", "StoredCategory"]
