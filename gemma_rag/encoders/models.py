@@ -134,7 +134,7 @@ def _advice(hub_id: str, problem: str) -> str:
         lines += [
             f"- accept the licence at https://huggingface.co/{hub_id} and log in (`hf auth login`, or token=...)",
             "- use EmbeddingGemma 2, which is not gated: model='google/embeddinggemma-2' (needs sentence-transformers >= 6.1)",
-            "- let Ollama fetch it, which asks for no login (`ollama pull embeddinggemma`), and wait for our Ollama runtime",
+            "- run it in Ollama, which asks for no login (`ollama pull embeddinggemma`); gemma-rag cannot talk to Ollama yet",
         ]
     else:
         lines.append("- check the id and the connection, and log in where the model is private (`hf auth login`, or token=...)")

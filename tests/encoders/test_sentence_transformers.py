@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gemma_rag.encoders import EncoderSettings, Input
-from gemma_rag.encoders.sentence_transformers import SentenceTransformerEncoder, token_batches, weights_digest
+from gemma_rag.encoders.sentence_transformers import SentenceTransformerEncoder, _context, token_batches, weights_digest
 from gemma_rag.errors import InputError, ModelUnavailable
-from gemma_rag.prompts import E5, Task
+from gemma_rag.prompts import E5, EMBEDDINGGEMMA_2, Task
 
 TEXTS = ["how do I reset my password?", "the lazy dog", "如何重置密码", "a\nb", "x" * 200]
 
@@ -333,3 +333,48 @@ def test_counted_tokens_are_those_that_the_model_reads(gemma, library):
 
 def test_tokens_are_counted_beyond_the_context(tiny_gemma):
     assert encoder(tiny_gemma, max_tokens=32).count_tokens([LONG])[0] > 100
+
+
+# -- EmbeddingGemma 2, whose weights are not at hand --------------------------------------------------------------------
+
+
+@pytest.fixture
+def second_gemma(tmp_path):
+    """An encoder for a folder named as EmbeddingGemma 2, to see how it would be loaded."""
+    folder = tmp_path / "embeddinggemma-2"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return encoder(folder)
+
+
+def test_of_embeddinggemma_2_the_text_half_alone_is_loaded(second_gemma, monkeypatch):
+    seen = {}
+
+    def load(name, **options):
+        seen.update(options)
+        raise OSError("no weights")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", load)
+    with pytest.raises(ModelUnavailable, match="no weights"):
+        second_gemma.encode([Input("dog", Task.QUERY)])
+    assert seen["config_kwargs"] == {"vision_config": None, "audio_config": None}
+
+
+def test_embeddinggemma_2_names_the_release_that_it_needs(second_gemma, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.2.0")
+    with pytest.raises(ModelUnavailable, match=r"needs sentence-transformers >= 6\.1.*is 5\.2\.0"):
+        second_gemma.encode([Input("dog", Task.QUERY)])
+
+
+@pytest.mark.parametrize("reported", [None, 10**30])
+def test_embeddinggemma_2_which_reports_no_limit_takes_8192_tokens(reported):
+    assert _context(EncoderSettings(), reported, EMBEDDINGGEMMA_2, "embeddinggemma-2") == 8192
+
+
+def test_a_model_that_reports_no_limit_has_to_be_given_one():
+    with pytest.raises(ModelUnavailable, match="give max_tokens"):
+        _context(EncoderSettings(), None, E5, "some-model")
+
+
+def test_a_given_limit_serves_a_model_that_reports_none():
+    assert _context(EncoderSettings(max_tokens=100), None, E5, "some-model") == 100
