@@ -19,6 +19,7 @@ check: $(VENV)/check.installed
 
 bench: $(VENV)/demo.installed
 	$(BIN)/python benchmarks/batch_tokens.py
+	$(BIN)/python benchmarks/knowledge_base.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

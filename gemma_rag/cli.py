@@ -121,8 +121,13 @@ def index(
         int | None, typer.Option(help="Context in tokens. Default: all that the model has.", show_default=False)
     ] = None,
     on_overflow: Annotated[OverflowName, typer.Option(help="For texts beyond the context.")] = OverflowName.TRUNCATE,
-    chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk, its prompt and title included.")] = 512,
-    chunk_overlap: Annotated[int, typer.Option(help="Tokens that neighbouring chunks share.")] = 0,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens of a chunk, its prompt and title included. Default: 512.", show_default=False),
+    ] = None,
+    chunk_overlap: Annotated[
+        int | None, typer.Option(help="Tokens that neighbouring chunks share. Default: 0.", show_default=False)
+    ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(help="FIELD=NAME: the column that holds id, text, title or category; repeatable.", show_default=False),

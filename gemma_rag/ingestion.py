@@ -75,8 +75,8 @@ def index_source(
     *,
     settings: EncoderSettings,
     chosen_model: bool = True,
-    chunk_tokens: int = 512,
-    chunk_overlap: int = 0,
+    chunk_tokens: int | None = None,
+    chunk_overlap: int | None = None,
     columns: Mapping[str, str] | None = None,
     category: str | None = None,
     categories: Path | None = None,
@@ -92,9 +92,9 @@ def index_source(
         source: As for `load_documents`.
         out: The knowledge base: a new folder, or an existing one.
         settings: The encoder.
-        chosen_model: Whether the user chose the encoder; if not, an existing knowledge base keeps its own.
-        chunk_tokens: Most tokens of a chunk. An existing knowledge base keeps its own chunking.
-        chunk_overlap: Tokens that neighbouring chunks share.
+        chosen_model: Whether the user chose the model; if not, an existing knowledge base keeps its own.
+        chunk_tokens: Most tokens of a chunk; 512 for a new knowledge base. An existing one keeps its own chunking.
+        chunk_overlap: Tokens that neighbouring chunks share; 0 for a new knowledge base.
         columns: As for `load_documents`.
         category: As for `load_documents`.
         categories: A JSON Lines file with ``name`` and ``description`` of categories.
@@ -110,24 +110,28 @@ def index_source(
         ModelUnavailable: The model cannot be had.
     """
     started = time.perf_counter()
-    chunker = Chunker(chunk_tokens, chunk_overlap)
+    chunking = {name: value for name, value in (("max_tokens", chunk_tokens), ("overlap", chunk_overlap)) if value is not None}
+    chunker = Chunker(**chunking)
     exists = out.exists() and (not out.is_dir() or any(out.iterdir()))
     base = KnowledgeBase.open(out) if exists else None
-    encoder = load_encoder(settings) if base is None or chosen_model else None
+    if base is not None:
+        _keep_chunking(base, chunking)
+        if not chosen_model:
+            own = settings.model_dump(exclude_defaults=True, exclude={"model", "show_progress"})
+            settings = EncoderSettings(**{**base.manifest.recipe, "show_progress": settings.show_progress, **own})
+    encoder = load_encoder(settings)
     described = _read_categories(categories) if categories is not None else []
     loaded = load_documents(
         source, columns=columns, category=category, encoding=encoding, cleaning=_cleaning(clean), skip_bad=skip_bad
     )
     if base is None:
-        encoder = encoder or load_encoder(settings)
         say(f"model: {encoder.space.model}, {encoder.space.dimensions} dimensions")
         base = KnowledgeBase.from_documents(loaded.documents, encoder, categories=described, chunker=chunker)
         base.save(out)
         added, updated, unchanged, deleted = len(base), 0, 0, 0
     else:
-        if encoder is not None:
-            base.close()
-            base = KnowledgeBase.open(out, encoder, verify=False)
+        base.close()
+        base = KnowledgeBase.open(out, encoder, verify=False)
         say(f"model: {base.space.model}, {base.space.dimensions} dimensions")
         changes = base.add(loaded.documents, categories=described)
         gone = {document.id for document in base} - {document.id for document in loaded.documents} if replace else set()
@@ -170,6 +174,15 @@ def describe_base(base: KnowledgeBase) -> dict[str, Any]:
         "format_version": manifest.version,
         "bytes": size,
     }
+
+
+def _keep_chunking(base: KnowledgeBase, wanted: Mapping[str, int]) -> None:
+    stored = base.manifest.chunking
+    if differing := {name: value for name, value in wanted.items() if stored.get(name) != value}:
+        raise InputError(
+            f"the documents of {base.path} are cut with {stored}, and {differing} was asked for: leave the chunk options out, "
+            "or index into a new folder"
+        )
 
 
 def _cleaning(names: Sequence[str]) -> Cleaning:

@@ -213,9 +213,9 @@ class Search:
             fused = self._fused(found) if self.settings.hybrid and self.settings.mode != "lexical" else None
             order_by = scored.scores if fused is None else fused
             kept = np.flatnonzero(cut.keep)
-            kept = kept[np.lexsort((-scored.scores[kept], -order_by[kept]))][: self.settings.k]
+            kept = kept[_best(order_by[kept], scored.scores[kept], self.settings.k)]
             failed = np.flatnonzero(~cut.keep)
-            failed = failed[np.argsort(-scored.scores[failed], kind="stable")][: self.settings.k]
+            failed = failed[_best(scored.scores[failed], scored.scores[failed], self.settings.k)]
             documents = self.view.documents(self.view.index.documents[scored.places[[*kept, *failed]]].tolist())
             places = self.view.chunk_places(scored.rows[kept].tolist())
             hits = []
@@ -302,6 +302,14 @@ class Search:
         started = time.perf_counter()
         yield
         self.timings[step] = self.timings.get(step, 0.0) + (time.perf_counter() - started) * 1e3
+
+
+def _best(values: npt.NDArray[Any], ties: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
+    """Places of the `k` largest values, best first; equal ones by `ties`, then as they stand. Only the best are sorted."""
+    candidates = np.arange(len(values))
+    if len(values) > k:
+        candidates = np.flatnonzero(values >= np.partition(values, len(values) - k)[len(values) - k])
+    return candidates[np.lexsort((-ties[candidates], -values[candidates]))][:k]
 
 
 def _matches(have: Any, values: list[Any]) -> bool:

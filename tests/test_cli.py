@@ -156,6 +156,21 @@ def test_another_model_on_an_existing_base_is_refused_with_the_difference(gemma_
     assert "dimensions: stored 384, given 48" in errors
 
 
+def test_another_dimension_on_an_existing_base_is_refused_and_not_ignored(gemma_rag, source, tmp_path):
+    index(gemma_rag, source, "--out", tmp_path / "kb", "--model", "minilm")
+    options = ["--dimensions", "128", "--untrained-dimensions"]
+    status, _, errors = gemma_rag("index", source, "--out", tmp_path / "kb", *options)
+    assert status == 2
+    assert "dimensions: stored 384, given 128" in errors
+
+
+def test_another_chunking_on_an_existing_base_is_refused_and_not_ignored(gemma_rag, source, tmp_path):
+    index(gemma_rag, source, "--out", tmp_path / "kb", "--model", "minilm")
+    status, _, errors = gemma_rag("index", source, "--out", tmp_path / "kb", "--chunk-tokens", "64")
+    assert status == 2
+    assert "{'max_tokens': 64} was asked for" in errors
+
+
 def test_bad_rows_are_all_reported_with_their_lines(gemma_rag, tmp_path):
     file = tmp_path / "bad.jsonl"
     file.write_text('{"id": "a", "text": "x", "category": "c"}\nnonsense\n{"id": "a", "text": "", "category": "c"}\n', "utf-8")
