@@ -300,13 +300,14 @@ def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
 
 
 def _where(items: Sequence[str]) -> dict[str, Any] | None:
-    """Metadata to filter on; a value is read as JSON where it is JSON, so that ``year=2024`` means the number."""
+    """Metadata to filter on; ``year=2024`` means the number as well as the text, which a CSV file would have."""
     where: dict[str, Any] = {}
     for key, text in _pairs(items, "--where").items():
         try:
-            where[key] = json.loads(text)
+            value = json.loads(text)
         except ValueError:
-            where[key] = text
+            value = text
+        where[key] = [*(value if isinstance(value, list) else [value]), text]
     return where or None
 
 

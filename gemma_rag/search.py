@@ -15,12 +15,13 @@ from gemma_rag import fusion
 from gemma_rag.encoders import Input
 from gemma_rag.errors import InputError
 from gemma_rag.index.exact import Scored
-from gemma_rag.knowledge_base import KnowledgeBase, View
+from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.prompts import Task
 from gemma_rag.results import CategoryScore, Hit, NearMiss, Outcome, Retrieval
 from gemma_rag.routing import Gate
 from gemma_rag.thresholds import Threshold, as_threshold, describe
 from gemma_rag.vectors import Floats
+from gemma_rag.view import View
 
 logger = logging.getLogger(__name__)
 

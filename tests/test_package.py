@@ -69,7 +69,7 @@ def test_importing_the_embeddings_loads_no_torch():
 LAYERS = [
     {"errors", "prompts", "documents", "vectors", "thresholds", "fusion", "results", "cleaning"},
     {"encoders", "index", "storage", "lexical", "routing", "chunking", "loading"},
-    {"knowledge_base", "search", "retriever", "answer", "ingestion"},
+    {"view", "knowledge_base", "search", "retriever", "answer", "ingestion"},
     {"embeddings", "llms", "terminal", "demo", "cli", "testing"},
 ]
 
