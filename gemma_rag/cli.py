@@ -6,6 +6,7 @@ else to standard error; with ``--json`` standard output holds one JSON object an
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -329,7 +330,8 @@ def _terminal(as_json: bool) -> Any:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    sys.stdout.write(json.dumps(value, ensure_ascii=not unicode, indent=2, allow_nan=False) + "\n")
 
 
 def _fail(message: str, status: int, as_json: bool) -> int:
@@ -353,6 +355,9 @@ def run(arguments: Sequence[str]) -> int:
     debug, as_json = "--debug" in options, "--json" in options
     if debug:
         words.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     try:
         status = app(words, prog_name="gemma-rag", standalone_mode=False)

@@ -316,6 +316,19 @@ def test_interactive_answers_until_an_empty_line(base):
     assert "never asked" not in run.stdout
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_a_terminal_that_knows_ascii_alone_is_no_fault(base, options):
+    run = subprocess.run(
+        [sys.executable, "-m", "gemma_rag.cli", "ask", str(base), "U 盘可以插入电脑吗", "--mode", "lexical", *options],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+    )
+    assert run.returncode == 0
+    if options:
+        assert json.loads(run.stdout)["hits"][0]["title"] == "U 盘"
+
+
 def test_a_local_language_model_writes_the_answer(gemma_rag, base, tiny_language_model):
     status, out, _ = gemma_rag(
         "ask", base, "What does a colour page cost?", "--llm", f"transformers:{tiny_language_model}", "--json"
