@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from langchain_core.embeddings import Embeddings
 from pydantic import PrivateAttr
+from typing_extensions import Self
 
 from gemma_rag.encoders import Encoder, EncoderSettings, Input, Space, load_encoder
 from gemma_rag.errors import InputError
@@ -37,6 +39,19 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
     def model_post_init(self, context: object, /) -> None:
         """Find the model; fails within seconds where it cannot be had."""
         self._encoder = load_encoder(self)
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; with other settings it has an encoder of its own, else it shares the loaded one."""
+        return type(self)(**{**self._fields(), **update}) if update else self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self  # it never changes, and a model in memory is not copied by accident
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (type(self), self._fields())  # another process loads the model for itself
 
     @property
     def space(self) -> Space:
@@ -110,3 +125,7 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
         """
         rows = self.embed([*texts, *others], Task.SIMILARITY)
         return cosines(rows[: len(texts)], rows[len(texts) :])
+
+
+def _made_again(kind: type[GemmaEmbeddings], fields: dict[str, Any]) -> GemmaEmbeddings:
+    return kind(**fields)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import pickle
 import threading
 import time
 
@@ -159,8 +160,18 @@ def test_every_field_is_documented():
     assert [name for name, field in GemmaEmbeddings.model_fields.items() if not field.description] == []
 
 
-def test_a_copy_shares_the_loaded_model(gemma):
-    assert copy.copy(gemma)._encoder is gemma._encoder
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, GemmaEmbeddings.model_copy])
+def test_a_copy_shares_the_loaded_model(gemma, copied):
+    assert copied(gemma)._encoder is gemma._encoder
+
+
+def test_a_copy_with_other_settings_gives_the_vectors_of_those(gemma):
+    cut = gemma.model_copy(update={"dimensions": 16, "untrained_dimensions": True})
+    assert len(cut.embed_query("dog")) == 16
+
+
+def test_another_process_gets_the_same_embeddings(gemma):
+    assert pickle.loads(pickle.dumps(gemma)).space == gemma.space
 
 
 def test_a_langchain_vector_store_takes_it(minilm):
