@@ -6,12 +6,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 from gemma_rag.encoders import Encoder, Input, Space
 from gemma_rag.prompts import NO_PROMPTS, PromptProfile
 from gemma_rag.vectors import Floats, unit
+
+hypothesis.settings.register_profile("gate", deadline=None, derandomize=True)  # the same examples on every machine
+hypothesis.settings.load_profile("gate")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each use all cores wait for each other most of the time
     os.environ.setdefault("OMP_NUM_THREADS", "1")
