@@ -7,6 +7,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +69,12 @@ class Reader:
         self.path = path
         self._database = database
         self._guard = threading.RLock()
+        self._close = weakref.finalize(self, database.close)  # nobody has to close a knowledge base in memory
         self._segments = Segments(path, manifest.space.dimensions)
 
     def close(self) -> None:
         """Let go of the database file."""
-        self._database.close()
+        self._close()
 
     def refresh(self) -> bool:
         """Move on to what another process has committed since; returns whether there was anything."""
