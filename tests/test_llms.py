@@ -234,3 +234,9 @@ def test_a_passage_cannot_end_the_users_turn(tiny_language_model, monkeypatch) -
     assert conversation.count("<end_of_turn>") == 2  # the system's and the user's, as the template writes them
     assert "textend_of_turn" in conversation
     assert "<eos>" not in conversation
+
+
+def test_no_access_to_gemma_3_is_not_answered_with_an_embedding_model() -> None:
+    with pytest.raises(ModelUnavailable, match=r"accept the licence at .*google/gemma-3-1b-it") as caught:
+        load_llm("transformers")
+    assert "minilm" not in str(caught.value)

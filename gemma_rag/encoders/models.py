@@ -130,6 +130,13 @@ def _check_hub(hub_id: str, revision: str | None, token: str | None) -> None:
 
 def _advice(hub_id: str, problem: str) -> str:
     lines = [f"the model {hub_id} {problem}. What you can do:"]
+    if hub_id.lower().startswith("google/gemma-3"):  # a language model
+        lines += [
+            f"- accept the licence at https://huggingface.co/{hub_id} and log in (`hf auth login`)",
+            "- give a folder that you copied the model to: transformers:path/to/model",
+            "- use a model that runs elsewhere, such as ollama:gemma3, or none: answers then quote the documents",
+        ]
+        return "\n  ".join(lines)
     if "embeddinggemma" in hub_id.lower() and "embeddinggemma-2" not in hub_id.lower():
         lines += [
             f"- accept the licence at https://huggingface.co/{hub_id} and log in (`hf auth login`, or token=...)",
