@@ -101,7 +101,7 @@ def index_source(
         encoding: Of the source.
         clean: Names of cleanings: ``whitespace``, ``punctuation``, ``urls``, ``emails``.
         skip_bad: Leave bad rows out.
-        replace: Delete documents that the source does not have.
+        replace: Delete documents that the source does not have; refused where some of its rows are bad.
         say: Told what is going on.
 
     Raises:
@@ -124,6 +124,11 @@ def index_source(
     loaded = load_documents(
         source, columns=columns, category=category, encoding=encoding, cleaning=_cleaning(clean), skip_bad=skip_bad
     )
+    if replace and loaded.bad_rows:
+        raise InputError(
+            f"{len(loaded.bad_rows)} rows of {source} cannot be used, the first: {loaded.bad_rows[0]}. To replace would delete "
+            "what they stood for: mend them, or leave --replace out"
+        )
     if base is None:
         say(f"model: {encoder.space.model}, {encoder.space.dimensions} dimensions")
         base = KnowledgeBase.from_documents(loaded.documents, encoder, categories=described, chunker=chunker)

@@ -149,6 +149,16 @@ def test_replace_deletes_what_the_source_no_longer_has(gemma_rag, source, tmp_pa
     assert (report["deleted"], report["documents"]) == (3, 1)
 
 
+def test_replace_deletes_nothing_for_a_row_that_cannot_be_read(gemma_rag, source, tmp_path):
+    index(gemma_rag, source, "--out", tmp_path / "kb", "--model", "minilm")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(json.dumps(PAGES[0]) + "\nnonsense\n", encoding="utf-8")
+    status, _, errors = gemma_rag("index", broken, "--out", tmp_path / "kb", "--replace", "--skip-bad")
+    assert status == 2
+    assert "leave --replace out" in errors
+    assert json.loads(gemma_rag("info", tmp_path / "kb", "--json")[1])["documents"] == 4
+
+
 def test_another_model_on_an_existing_base_is_refused_with_the_difference(gemma_rag, source, tmp_path, tiny_gemma):
     index(gemma_rag, source, "--out", tmp_path / "kb", "--model", "minilm")
     status, _, errors = gemma_rag("index", source, "--out", tmp_path / "kb", "--model", tiny_gemma)
