@@ -312,7 +312,9 @@ class Store(Reader):
                 self._database.execute("BEGIN IMMEDIATE")
                 self._purge(now.generation)
                 self._database.execute("COMMIT")
-            except sqlite3.OperationalError:  # a reader is in the way: the next rewrite purges
+            except sqlite3.OperationalError:
+                pass  # a reader is in the way: the next rewrite purges
+            finally:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
         self._segments.sweep(now.segments)

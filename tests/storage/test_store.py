@@ -344,3 +344,19 @@ def test_a_writer_waits_for_the_lock_and_gives_up(folder, monkeypatch):
     monkeypatch.setattr(files, "BUSY_SECONDS", 0.01)
     with FileLock(folder.path / "lock"), pytest.raises(KnowledgeBaseError, match=r"another process is writing to .*kb"):
         put(folder, entry("a"))
+
+
+def test_an_interrupt_during_the_purge_does_not_break_the_next_commit(folder, monkeypatch):
+    def interrupt(store, generation):
+        raise KeyboardInterrupt
+
+    def replace_often():  # replacing makes dead rows, and dead rows a rewrite
+        for _ in range(20):
+            put(folder, entry("a"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_purge", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            replace_often()
+    put(folder, entry("b"))
+    assert folder.get("b") is not None
