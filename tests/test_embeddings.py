@@ -179,3 +179,10 @@ def test_a_langchain_vector_store_takes_it(minilm):
 
     store = InMemoryVectorStore.from_texts(["Reset a password in the portal.", "Cats purr when they are content."], minilm)
     assert store.similarity_search("I forgot my login", k=1)[0].page_content.startswith("Reset")
+
+
+def test_the_recipe_of_a_folder_is_found_from_anywhere(tiny_gemma, monkeypatch, tmp_path):
+    monkeypatch.chdir(tiny_gemma.parent)
+    recipe = GemmaEmbeddings(model=tiny_gemma.name).recipe()
+    monkeypatch.chdir(tmp_path)
+    assert GemmaEmbeddings(**recipe).model == str(tiny_gemma.resolve())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gemma_rag.encoders.base import Overflow
+from gemma_rag.encoders.models import OFFLINE_MODEL
 from gemma_rag.prompts import PromptProfile
 
 DEFAULT_MODEL = "google/embeddinggemma-300m"
@@ -64,9 +66,12 @@ class EncoderSettings(BaseModel):
     def recipe(self) -> dict[str, Any]:
         """The settings as plain JSON, to load the same encoder again: no secret, and nothing left at its default.
 
-        A prompt profile of your own is left out too: whoever opens the knowledge base has to give it again.
+        A model's folder is written out in full, so that it is found from anywhere. A prompt profile of your own is left out
+        too: whoever opens the knowledge base has to give it again.
         """
         kept = self.model_dump(mode="json", exclude={"token", "show_progress", "prompts"}, exclude_defaults=True)
         if isinstance(self.prompts, str):
             kept["prompts"] = self.prompts
-        return {"model": self.model, **kept}
+        folder = Path(self.model).expanduser()
+        local = self.model != OFFLINE_MODEL and folder.is_dir()
+        return {**kept, "model": str(folder.resolve()) if local else self.model}
