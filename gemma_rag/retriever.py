@@ -136,8 +136,9 @@ class TwoStageRetriever:
         results: dict[int, Retrieval] = {}
         for by_words, each in ((False, settings._replace(mode="two-stage")), (True, words)):
             places = [i for i in range(len(questions)) if unread[i] is by_words]
-            found = self._search([questions[i] for i in places], each, categories, where)
-            results.update(zip(places, found, strict=True))
+            if places:
+                found = self._search([questions[i] for i in places], each, categories, where)
+                results.update(zip(places, found, strict=True))
         return [results[i] for i in range(len(questions))]
 
     def _search(
