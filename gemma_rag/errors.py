@@ -3,7 +3,8 @@
     GemmaRagError
     ├── InputError (also ValueError)      what you gave cannot be used: an argument, a file, a question
     │   ├── BadRows                       rows of a source that cannot be ingested, all of them at once
-    │   └── SpaceMismatch                 vectors of two spaces would be compared
+    │   ├── SpaceMismatch                 vectors of two spaces would be compared
+    │   └── TooFewLabels                  a promise needs more labelled questions (`gemma_rag.calibration`)
     ├── MissingExtra (also ImportError)   an optional dependency is not installed
     ├── ModelUnavailable                  a model cannot be reached, read or loaded
     ├── KnowledgeBaseError                the stored knowledge base is absent, damaged, locked or foreign
@@ -80,22 +81,22 @@ class BadRow:
 
 
 class BadRows(InputError):
-    """Rows of a source cannot be ingested; all of them are in `rows`, the first twenty in the message."""
+    """Rows of a source cannot be used; all of them are in `rows`, the first twenty in the message."""
 
     shown = 20
 
-    def __init__(self, rows: Sequence[BadRow]) -> None:
-        self.rows = tuple(rows)
+    def __init__(
+        self, rows: Sequence[BadRow], cure: str = "Mend them, or go on without them with skip_bad=True (--skip-bad)"
+    ) -> None:
+        self.rows, self.cure = tuple(rows), cure
         lines = [str(row) for row in self.rows[: self.shown]]
         if len(self.rows) > self.shown:
             lines.append(f"... and {len(self.rows) - self.shown} more")
         count = "1 row cannot" if len(self.rows) == 1 else f"{len(self.rows)} rows cannot"
-        super().__init__(
-            f"{count} be used. Mend them, or go on without them with skip_bad=True (--skip-bad):\n  " + "\n  ".join(lines)
-        )
+        super().__init__(f"{count} be used. {cure}:\n  " + "\n  ".join(lines))
 
-    def __reduce__(self) -> tuple[type[BadRows], tuple[tuple[BadRow, ...]]]:
-        return type(self), (self.rows,)
+    def __reduce__(self) -> tuple[type[BadRows], tuple[tuple[BadRow, ...], str]]:
+        return type(self), (self.rows, self.cure)
 
 
 class SpaceMismatch(InputError):
