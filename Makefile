@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench eval clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/gemma-rag demo --model minilm
@@ -21,8 +21,12 @@ bench: $(VENV)/demo.installed
 	$(BIN)/python benchmarks/batch_tokens.py
 	$(BIN)/python benchmarks/knowledge_base.py
 
+eval: $(VENV)/test.installed
+	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/guarantee.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -15,10 +15,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from gemma_rag.chunking import find_headings
 from gemma_rag.encoders import Input
 from gemma_rag.errors import InputError
 from gemma_rag.lexical import LexicalIndex, reads_as_chinese
+from gemma_rag.passages import sentences
 from gemma_rag.prompts import Task
 from gemma_rag.results import Hit, Outcome, Retrieval
 from gemma_rag.retriever import TwoStageRetriever
@@ -262,33 +262,6 @@ def _declines(text: str) -> bool:
     """Whether a text says that it does not know: and nothing else, or something else without any source."""
     plain = unicodedata.normalize("NFKC", _CITED.sub("", text)).replace("’", "'").casefold().strip(" \n.。!\"'“”「」*_")
     return plain in _DECLINED or (plain.startswith(_DECLINED) and not cited_numbers(text))
-
-
-def sentences(passage: str) -> list[str]:
-    """The sentences of a passage: Markdown's headings left out, list items and table rows taken one by one."""
-    blocks: list[str] = []
-    running = False
-    for heading in reversed(find_headings(passage)):
-        passage = f"{passage[: heading.start]}\n{passage[heading.end :]}"
-    for line in passage.splitlines():
-        stripped = line.strip()
-        if not stripped or stripped.startswith(("```", "---", "|-", "| -")):
-            running = False
-            continue
-        item = re.match(r"(?:[-*+•]|\d{1,3}[.)])\s+|\d{1,3}、\s*", stripped)
-        if running and not item and not stripped.startswith("|"):
-            blocks[-1] += " " + stripped
-        else:
-            blocks.append(stripped[item.end() :] if item else stripped)
-        running = True
-    found = (part.strip() for block in blocks for part in _SENTENCE_END.split(_EMPHASIS.sub(r"\2", block)))
-    return [sentence for sentence in found if re.search(r"\w", sentence)]
-
-
-_EMPHASIS = re.compile(r"(\*\*|(?<!\w)__|`)(?=\S)(.+?)(?<=\S)\1")
-_SENTENCE_END = re.compile(
-    r"(?:(?<=[^\s.][.!?])|(?<=[^\s.][.!?][\"'”’)]))\s+(?=[\"'“‘(\[]?[A-Z0-9À-Þ\u3400-\u9fff])|(?<=[。！？；])(?![。！？；」』”’）])"
-)
 
 
 def _answer(retrieval: Retrieval, text: str, kind: Literal["extractive", "generated"], numbers: Sequence[int]) -> Answer:

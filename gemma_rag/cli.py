@@ -1,4 +1,4 @@
-"""The command line: `gemma-rag demo`, `index`, `ask`, `info`.
+"""The command line: `gemma-rag demo`, `index`, `ask`, `info`, `fit`, `calibrate`, `eval`.
 
 Exit status: 0 answered or done, 3 refused, 2 bad usage or input, 1 a fault. Answers go to standard output, everything
 else to standard error; with ``--json`` standard output holds one JSON object and nothing else.
@@ -18,6 +18,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gemma_rag import __version__
+from gemma_rag.cli_learning import calibrate, evaluate, fit
+from gemma_rag.cli_options import BaseFolder, Device, Dimensions, Json, Model, print_json, settings_from, terminal_for
 from gemma_rag.errors import GemmaRagError, InputError, without_secrets
 
 ANSWERED, FAULT, BAD_INPUT, REFUSED = 0, 1, 2, 3
@@ -60,21 +62,6 @@ class PrecisionName(str, Enum):
     FLOAT16 = "float16"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="embeddinggemma (the default), embeddinggemma-2, minilm (offline, English), an id on the hub, or a folder.",
-        show_default=False,
-    ),
-]
-Dimensions = Annotated[int | None, typer.Option(help="Matryoshka dimension: 768, 512, 256 or 128.", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. Default: the best there is.", show_default=False)]
-BaseFolder = Annotated[Path, typer.Argument(metavar="KB", help="The folder of the knowledge base.")]
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"gemma-rag {__version__}")
@@ -100,10 +87,10 @@ def demo(
     """Build a knowledge base from the sample handbook and ask it seven questions."""
     from gemma_rag.demo import run_demo
 
-    show = _terminal(as_json)
-    answers = run_demo(_settings(as_json, model=model), out, show)
+    show = terminal_for(as_json)
+    answers = run_demo(settings_from(as_json, model=model), out, show)
     if as_json:
-        _print_json({"answers": [answer.to_json() for answer in answers]})
+        print_json({"answers": [answer.to_json() for answer in answers]})
 
 
 @app.command()
@@ -149,11 +136,11 @@ def index(
     """Build a knowledge base, or bring one up to date: only what changed is embedded."""
     from gemma_rag.ingestion import index_source
 
-    show = _terminal(as_json)
+    show = terminal_for(as_json)
     report = index_source(
         source,
         out,
-        settings=_settings(
+        settings=settings_from(
             as_json,
             model=model,
             dimensions=dimensions,
@@ -177,7 +164,7 @@ def index(
         say=show.note,
     )
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         show.indexed(report)
 
@@ -205,7 +192,7 @@ def ask(
     mode: Annotated[
         ModeName, typer.Option(help="auto: two-stage, or by matching words (lexical) where the model cannot read.")
     ] = ModeName.AUTO,
-    hybrid: Annotated[bool, typer.Option("--hybrid", help="Order hits by cosine and matching words together.")] = False,
+    hybrid: Annotated[bool, typer.Option("--hybrid/--dense", help="Order hits by cosine and matching words together.")] = True,
     max_categories: Annotated[int | None, typer.Option(help="Most categories to open.", show_default=False)] = None,
     category: Annotated[
         list[str] | None, typer.Option(help="Search this category only; repeatable.", show_default=False)
@@ -222,7 +209,7 @@ def ask(
     from gemma_rag.knowledge_base import KnowledgeBase
     from gemma_rag.retriever import TwoStageRetriever
 
-    show = _terminal(as_json)
+    show = terminal_for(as_json)
     options: dict[str, Any] = {"categories": category or None, "where": _where(where or [])}
     with KnowledgeBase.open(knowledge_base) as base:
         retriever = TwoStageRetriever(
@@ -239,7 +226,7 @@ def ask(
         if question is not None:
             answer = answerer.answer(question, on_text=None if as_json else show.piece, **options)
             if as_json:
-                _print_json(answer.to_json())
+                print_json(answer.to_json())
             else:
                 show.answer(answer)
             raise typer.Exit(ANSWERED if answer.outcome.value == "answered" else REFUSED)
@@ -258,29 +245,20 @@ def info(knowledge_base: BaseFolder, as_json: Json = False) -> None:
     from gemma_rag.ingestion import describe_base
     from gemma_rag.knowledge_base import KnowledgeBase
 
-    show = _terminal(as_json)
+    show = terminal_for(as_json)
     with KnowledgeBase.open(knowledge_base) as base:
         about = describe_base(base)
     if as_json:
-        _print_json(about)
+        print_json(about)
     else:
         show.info(about)
 
 
+app.command()(fit)
+app.command()(calibrate)
+app.command(name="eval")(evaluate)
+
 # -- reading options ----------------------------------------------------------------------------------------------------
-
-
-def _settings(as_json: bool, **given: Any) -> Any:
-    from pydantic import ValidationError
-
-    from gemma_rag.encoders import EncoderSettings
-
-    values = {name: value for name, value in given.items() if value is not None}
-    try:
-        return EncoderSettings(**values, show_progress=not as_json)
-    except ValidationError as error:
-        problems = "; ".join(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors())
-        raise InputError(problems) from None
 
 
 def _threshold(text: str | None) -> float | str | None:
@@ -320,23 +298,9 @@ def _load_llm(name: str | None) -> Any:
     return load_llm(name)
 
 
-# -- printing -----------------------------------------------------------------------------------------------------------
-
-
-def _terminal(as_json: bool) -> Any:
-    from gemma_rag.terminal import Terminal
-
-    return Terminal(quiet=as_json)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    unicode = "utf" in (sys.stdout.encoding or "").lower()
-    sys.stdout.write(json.dumps(value, ensure_ascii=not unicode, indent=2, allow_nan=False) + "\n")
-
-
 def _fail(message: str, status: int, as_json: bool) -> int:
     if as_json:
-        _print_json({"error": message})
+        print_json({"error": message})
     sys.stderr.write(f"gemma-rag: {message}\n")
     return status
 

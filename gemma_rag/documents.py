@@ -30,7 +30,8 @@ class Document(BaseModel):
         id: Unique within a knowledge base; adding a document with a known id replaces that document.
         text: The content; white space alone is refused.
         title: Goes into the model's document prompt (``title: {title} | text: ...``); empty where there is none.
-        category: The category that stage one chooses.
+        category: The category that stage one chooses; a path where categories lie in each other (``IT/Accounts``).
+        also_in: Further categories that it belongs to.
         metadata: Anything that JSON can hold; retrieval can filter on it.
     """
 
@@ -40,6 +41,7 @@ class Document(BaseModel):
     text: Text
     title: Text = ""
     category: Name
+    also_in: tuple[Name, ...] = ()
     metadata: Metadata = Field(default_factory=dict)
 
     @field_validator("text")
@@ -48,6 +50,12 @@ class Document(BaseModel):
         if not text.strip():
             raise ValueError("the text is empty")
         return text
+
+    @model_validator(mode="after")
+    def _categories_differ(self) -> Document:
+        if len({self.category, *self.also_in}) <= len(self.also_in):
+            raise ValueError(f"also_in names a category twice, or names {self.category!r}, which is its category already")
+        return self
 
     @field_validator("metadata")
     @classmethod
@@ -63,7 +71,7 @@ class Document(BaseModel):
     @property
     def content_hash(self) -> str:
         """SHA-256 over all fields but the id, in hexadecimal: equal hashes need no new vectors."""
-        fields = [self.text, self.title, self.category, self.metadata]
+        fields = [self.text, self.title, self.category, self.also_in, self.metadata]
         return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -73,12 +81,14 @@ class Category(BaseModel):
     Attributes:
         name: As it stands in `Document.category`.
         description: What belongs into it, in a sentence or two; embedded together with the name.
+        examples: Questions that belong into it, each embedded alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
     description: Text = ""
+    examples: tuple[Name, ...] = ()
 
     @property
     def text(self) -> str:

@@ -161,7 +161,7 @@ def index_source(
 
 def describe_base(base: KnowledgeBase) -> dict[str, Any]:
     """What a knowledge base holds, as plain JSON."""
-    manifest = base.manifest
+    manifest, (ranking, _, calibration) = base.manifest, base.learned
     size = sum(file.stat().st_size for file in base.path.iterdir() if file.is_file()) if base.path else None
     return {
         "path": str(base.path) if base.path else None,
@@ -175,6 +175,10 @@ def describe_base(base: KnowledgeBase) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "encoder": manifest.recipe,
         "chunking": manifest.chunking,
+        "learned": {
+            "ranking": None if ranking is None else ranking.model_dump(mode="json", exclude={"trials", "categories"}),
+            "calibration": None if calibration is None else calibration.summary(),
+        },
         "generation": manifest.generation,
         "format_version": manifest.version,
         "bytes": size,

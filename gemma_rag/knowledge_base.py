@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,16 @@ from gemma_rag.chunking import Chunker
 from gemma_rag.documents import Category, Chunk, Document
 from gemma_rag.encoders import Encoder, EncoderSettings, Input, Space, is_encoder, load_encoder
 from gemma_rag.errors import InputError, SpaceMismatch
+from gemma_rag.learned import FILES, Learned
 from gemma_rag.loading import validate_documents
 from gemma_rag.prompts import Task
 from gemma_rag.storage import Entry, Manifest, Store, StoredCategory
 from gemma_rag.view import View
+
+if TYPE_CHECKING:
+    from gemma_rag.calibrating import CalibrationReport
+    from gemma_rag.fitting import FitReport
+    from gemma_rag.labelled import Labelled
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class KnowledgeBase:
         self._store = store
         self._encoder = encoder
         self._view: View | None = None
+        self._learned: Learned | None = None
         self._guard = threading.RLock()  # for looking at the state and for exchanging it, never held while texts are embedded
         self._changing = threading.RLock()  # for changes, one after another
 
@@ -134,7 +141,7 @@ class KnowledgeBase:
         with self._changing, self._guard:
             store = self._store.save(Path(path))
             self._store.close()
-            self._store, self._view = store, None
+            self._store, self._view, self._learned = store, None, None
 
     def close(self) -> None:
         """Let go of the files."""
@@ -167,10 +174,10 @@ class KnowledgeBase:
     def categories(self) -> tuple[CategoryInfo, ...]:
         """The categories that have documents, sorted by name."""
         view = self.view()
-        counts = np.bincount(view.index.codes, minlength=len(view.categories)).tolist()
+        counts = sum(np.bincount(codes, minlength=len(view.categories)) for codes in (view.index.codes, view.guests[:, 1]))
         return tuple(
             CategoryInfo(item.category.name, item.category.description, count)
-            for item, count in zip(view.snapshot.categories, counts, strict=True)
+            for item, count in zip(view.snapshot.categories, np.asarray(counts).tolist(), strict=True)
         )
 
     def __len__(self) -> int:
@@ -256,7 +263,7 @@ class KnowledgeBase:
         with self._guard:
             moved = self._store.refresh()
             if moved:
-                self._view = None
+                self._view, self._learned = None, None
             return moved
 
     # -- for the retriever ------------------------------------------------------------------------------------------
@@ -287,6 +294,56 @@ class KnowledgeBase:
                 self._view = View(self._store.snapshot(), self._store)
             return self._view
 
+    # -- what it has learned ----------------------------------------------------------------------------------------
+
+    @property
+    def learned(self) -> Learned:
+        """What it has learned from labelled questions; empty until `fit_router` or `calibrate`.
+
+        Raises:
+            KnowledgeBaseError: It cannot be read.
+            SpaceMismatch: It was learned in another space.
+        """
+        with self._guard:
+            if self._learned is None:
+                learned = Learned.from_files({name: self._store.attachment(name) for name in FILES}, repr(self))
+                learned.check(self.manifest.fingerprint)
+                self._learned = learned
+            return self._learned
+
+    def learn(self, learned: Learned, *, keep: bool = True) -> None:
+        """Order and refuse by this from now on.
+
+        Args:
+            learned: Replaces what was learned before.
+            keep: Commit it to the folder; otherwise it is in force on this object alone, until the folder's next commit by
+                another process is taken over.
+
+        Raises:
+            SpaceMismatch: It was learned in another space.
+            KnowledgeBaseError: Another process is writing, or the disk failed.
+        """
+        learned.check(self.manifest.fingerprint)
+        with self._changing, self._guard:
+            if keep:
+                try:
+                    self._store.attach(learned.to_files())
+                finally:
+                    self._view, self._learned = None, None
+            self._learned = learned
+
+    def fit_router(self, labelled: Iterable[Labelled | Mapping[str, Any]], **options: Any) -> FitReport:
+        """Learn from labelled questions how to order documents: `gemma_rag.fitting.fit_router`, with its options."""
+        from gemma_rag.fitting import fit_router
+
+        return fit_router(self, labelled, **options)
+
+    def calibrate(self, labelled: Iterable[Labelled | Mapping[str, Any]], **options: Any) -> CalibrationReport:
+        """Choose thresholds from labelled questions: `gemma_rag.calibrating.calibrate`, with its options."""
+        from gemma_rag.calibrating import calibrate
+
+        return calibrate(self, labelled, **options)
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _commit(self, entries: Sequence[Entry], delete: Sequence[str], categories: Sequence[StoredCategory]) -> None:
@@ -299,7 +356,7 @@ class KnowledgeBase:
     def _new_categories(self, documents: Sequence[Document], described: Mapping[str, Category]) -> list[Category]:
         """Categories that need a vector: those that are new here, and those described anew."""
         known = {item.category.name: item.category for item in self._store.stored_categories()}
-        names = [*described, *(document.category for document in documents)]
+        names = [*described, *(name for document in documents for name in (document.category, *document.also_in))]
         wanted = {name: described.get(name) or known.get(name) or Category(name=name) for name in names}
         return [category for name, category in wanted.items() if known.get(name) != category]
 
@@ -319,7 +376,8 @@ class KnowledgeBase:
             for document, cut in zip(todo, chunks, strict=True)
             for chunk in cut
         ]
-        inputs += [Input(category.text, Task.CLASSIFICATION) for category in categories]
+        for category in categories:
+            inputs += [Input(text, Task.CLASSIFICATION) for text in (category.text, *category.examples)]
         expected = (len(inputs), self.space.dimensions)
         vectors = self.encoder.encode(inputs) if inputs else np.zeros(expected, dtype=np.float32)
         if vectors.shape != expected:
@@ -328,7 +386,11 @@ class KnowledgeBase:
         for document, cut in zip(todo, chunks, strict=True):
             entries[document.id] = Entry(document, cut, vectors[first : first + len(cut)])
             first += len(cut)
-        stored = [StoredCategory(category, vector) for category, vector in zip(categories, vectors[first:], strict=True)]
+        stored = []
+        for category in categories:
+            last = first + 1 + len(category.examples)
+            stored.append(StoredCategory(category, vectors[first:last]))
+            first = last
         return [entries[document.id] for document in documents], [], stored
 
     def _chunked(self, documents: Sequence[Document]) -> list[list[Chunk]]:

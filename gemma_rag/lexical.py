@@ -1,15 +1,19 @@
 """Words that match: BM25, for Chinese and for languages that put spaces between words.
 
-Chinese is cut into words by rjieba, everything else into runs of letters and digits. Scores are scaled by what the
-question could score at most, so that they can be compared between questions.
+Chinese, traditional folded into simplified, is cut into words by rjieba and into single characters and pairs of them;
+everything else into runs of letters and digits, with their English stems and, of long ones, their first letters. Scores
+are scaled by what the question could score at most, so that they can be compared between questions.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +22,9 @@ from gemma_rag.vectors import Floats
 _HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _RUNS = re.compile(rf"[{_HAN}]+|[^\W_{_HAN}]+")
 _IS_HAN = re.compile(rf"[{_HAN}]")
+_STEMMING = threading.Lock()
+_START = 4
+"""Letters of a long word that stand for its other forms too, in whatever language."""
 
 
 def reads_as_chinese(text: str) -> bool:
@@ -29,20 +36,55 @@ def reads_as_chinese(text: str) -> bool:
 
 
 def tokenize(text: str) -> list[str]:
-    """Cut a text into the words that are matched.
+    """Cut a text into the terms that are matched.
 
-    Full-width and half-width forms are read alike (Unicode NFKC), case is folded, punctuation dropped. Runs of Han
-    characters go through rjieba in its search mode, which gives a long word and the shorter ones inside it.
+    Full-width and half-width forms are read alike (Unicode NFKC), so are traditional and simplified characters
+    (OpenCC); case is folded, punctuation dropped. A run of Han characters gives the words that rjieba's search mode
+    finds, then each character and each pair of neighbours: neither way of cutting alone matches as much
+    (docs/decisions/0007). Any other run gives itself, its English stem (Snowball) and, of at least four letters, the
+    first four, which does for other languages what the stem does for English: another form of a word is met less well
+    than the same one, and still met.
 
-    >>> tokenize("Reset the PIN: 重置密码")
-    ['reset', 'the', 'pin', '重置', '密码']
+    >>> tokenize("Reset PINs: 重置")
+    ['reset', '~reset', 'rese*', 'pins', '~pin', 'pins*', '重置', '重', '置', '重置']
     """
     import rjieba
 
-    words: list[str] = []
-    for run in _RUNS.findall(unicodedata.normalize("NFKC", text).casefold()):
-        words += rjieba.cut_for_search(run) if _IS_HAN.match(run) else [run]
-    return words
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    if _IS_HAN.search(plain):
+        plain = _simplified().convert(plain)
+    terms: list[str] = []
+    for run in _RUNS.findall(plain):
+        if _IS_HAN.match(run):
+            terms += rjieba.cut_for_search(run)
+            terms += run
+            terms += [run[i : i + 2] for i in range(len(run) - 1)]
+        else:
+            terms += [run, f"~{_stem(run)}"]
+            if len(run) >= _START:
+                terms.append(f"{run[:_START]}*")
+    return terms
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    with _STEMMING:  # a stemmer keeps the word that it is at
+        stem: str = _stemmer().stemWord(word)
+        return stem
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english")
+
+
+@lru_cache(maxsize=1)
+def _simplified() -> Any:
+    import opencc
+
+    return opencc.OpenCC("t2s")
 
 
 class LexicalIndex:
@@ -59,9 +101,9 @@ class LexicalIndex:
         corpus = [tokenize(text) for text in texts]
         self._count = len(corpus)
         self._document_frequency: dict[str, int] = {}
-        for words in corpus:
-            for word in set(words):
-                self._document_frequency[word] = self._document_frequency.get(word, 0) + 1
+        for terms in corpus:
+            for term in set(terms):
+                self._document_frequency[term] = self._document_frequency.get(term, 0) + 1
         self._engine = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         if self._document_frequency:
             self._engine.index(corpus, show_progress=False)
@@ -71,18 +113,38 @@ class LexicalIndex:
 
         Returns:
             float32 of shape ``(texts,)``, 0 to 1: the BM25 score divided by its least upper bound, the sum of the
-            inverse document frequencies of the question's words (words that no text has included). 0: no word in common.
+            inverse document frequencies of the question's terms (terms that no text has included). 0: none in common.
         """
         asked = tokenize(question)
-        words = [word for word in asked if word in self._document_frequency]
-        if not words:
+        known = [term for term in asked if term in self._document_frequency]
+        if not known:
             return np.zeros(self._count, dtype=np.float32)
-        raw = np.asarray(self._engine.get_scores(words), dtype=np.float64)
-        bound = sum(self.weight(word) for word in asked)
+        raw = np.asarray(self._engine.get_scores(known), dtype=np.float64)
+        bound = sum(self.weight(term) for term in asked)
         shares: Floats = np.clip(raw / bound, 0.0, 1.0).astype(np.float32)
         return shares
 
-    def weight(self, word: str) -> float:
-        """The inverse document frequency of a word, ``ln(1 + (N - n + 0.5) / (n + 0.5))``; always above 0."""
-        n = self._document_frequency.get(word, 0)
+    def coverage(self, question: str, passages: Sequence[str]) -> Floats:
+        """What share of a question each passage speaks of.
+
+        Args:
+            question: The question.
+            passages: Any texts, whether indexed or not.
+
+        Returns:
+            float32 of shape ``(passages,)``, 0 to 1: the inverse document frequencies of the question's terms that occur in
+            the passage, divided by those of all its terms. How often they occur and how long the passage is play no part.
+        """
+        weights: dict[str, float] = {}
+        for term in tokenize(question):
+            weights[term] = weights.get(term, 0.0) + self.weight(term)
+        total = sum(weights.values())
+        if not total:
+            return np.zeros(len(passages), dtype=np.float32)
+        found = [sum(weights[term] for term in weights.keys() & set(tokenize(passage))) for passage in passages]
+        return np.array([min(1.0, share / total) for share in found], dtype=np.float32)
+
+    def weight(self, term: str) -> float:
+        """The inverse document frequency of a term, ``ln(1 + (N - n + 0.5) / (n + 0.5))``; always above 0."""
+        n = self._document_frequency.get(term, 0)
         return float(np.log(1.0 + (self._count - n + 0.5) / (n + 0.5)))

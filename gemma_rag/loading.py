@@ -32,7 +32,7 @@ _Fields: TypeAlias = Mapping[str, Any]
 _Row: TypeAlias = tuple[str, int, _Fields | str]  # source, line, and the row or what is wrong with it
 _Candidate: TypeAlias = tuple[str, int, Document | str]  # source, line, and the document or what is wrong with it
 
-_FIELDS = ("id", "text", "title", "category")
+_FIELDS = ("id", "text", "title", "category", "also_in")
 _SAME_NAMES: Mapping[str, str] = MappingProxyType({field: field for field in _FIELDS})
 _NO_CLEANING = Cleaning()
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -96,7 +96,8 @@ def load_documents(
 
     Args:
         source: A ``.jsonl``, ``.ndjson``, ``.csv`` or ``.tsv`` file, or a folder.
-        columns: The file's column or key by our field (``id``, ``text``, ``title``, ``category``), where it differs.
+        columns: The file's column or key by our field (``id``, ``text``, ``title``, ``category``, ``also_in``), where it
+            differs. ``also_in`` is a list, or a text with semicolons between the names.
         category: The category of documents that have none.
         encoding: How the source is encoded, for example ``gbk``. A byte order mark is accepted.
         cleaning: Applied to texts and titles.
@@ -186,6 +187,8 @@ def _document(row: _Fields, columns: Mapping[str, str], category: str | None, cl
         fields["id"] = str(fields["id"])
     if missing := [field for field in ("id", "text", "category") if field not in fields]:
         return ", ".join(f"no {field}" if field == columns[field] else f"no {field} ({columns[field]!r})" for field in missing)
+    if isinstance(fields.get("also_in"), str):  # a cell of a table
+        fields["also_in"] = [name for name in re.split(r"\s*[;；]\s*", fields["also_in"].strip()) if name]
     for field in ("text", "title"):
         if isinstance(fields.get(field), str):
             fields[field] = cleaning.apply(fields[field])
@@ -251,6 +254,18 @@ def _table_rows(path: Path, columns: Mapping[str, str], category: str | None, en
     return [
         (source, line, row if isinstance(row, str) else {**row, id_column: f"{path.stem}-{line}"}) for source, line, row in rows
     ]
+
+
+def json_rows(path: Path, encoding: str = "utf-8") -> list[tuple[str, int, Mapping[str, Any] | str]]:
+    """Read a JSON Lines file: for each line its source, its number, and the object or what is wrong with it.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        return list(_json_rows(path, _decoded(path, encoding), encoding))
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
 
 
 def _decoded(path: Path, encoding: str) -> str:

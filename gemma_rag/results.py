@@ -41,13 +41,20 @@ class CategoryScore:
 
     Attributes:
         name: The category.
-        score: A cosine, -1 to 1; in lexical mode the score of the category's best document.
+        score: The best cosine that a document of it is expected to have, -1 to 1, blended with the cosine of its name;
+            in lexical mode the score of its best document.
         kept: Whether its documents were searched.
+        probability: Its share of a softmax over the scores, 0 to 1; 0 where the gate did not get as far, and in lexical mode.
+        why: ``mass`` (the gate keeps the best categories up to a probability mass), ``rescue`` (opened afterwards, since
+            it promised more than what the others held), ``words`` (only documents that match the question's words were
+            compared), ``all`` (lexical mode), or empty.
     """
 
     name: str
     score: float
     kept: bool
+    probability: float = 0.0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,11 @@ class Hit:
         passage: The text of that chunk.
         headings: The headings that the chunk stands under.
         lexical_score: Share of the best possible BM25 score, 0 to 1; None where words were not looked at.
-        fused_score: What the hits are ordered by in hybrid search; None elsewhere. Comparable within one result only.
+        fused_score: What the hits are ordered by: ``(1 - w) * cosine + w * lexical``, plus the learned router's part where
+            there is one; None where that is the score itself.
+        evidence: What calibrated thresholds act on (`gemma_rag.learned.Evidence`); None without a calibration.
+        probability: Of being a right answer, 0 to 1, as calibrated on labelled questions; None without a calibration.
+        rerank_score: What the reranker gave it; None where there is none, or the hit was below its reach.
     """
 
     document: Document
@@ -71,6 +82,9 @@ class Hit:
     headings: tuple[str, ...] = ()
     lexical_score: float | None = None
     fused_score: float | None = None
+    evidence: float | None = None
+    probability: float | None = None
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class NearMiss:
         document: The whole document.
         score: As in `Hit`.
         category_score: As in `Hit`.
-        margin: By how much the score fell short, above 0.
+        margin: By how much it fell short, above 0, in the units of the score that the threshold acts on.
     """
 
     document: Document
@@ -101,10 +115,12 @@ class Retrieval:
         hits: What was kept, best first.
         near_misses: What was scored and just failed, best first.
         categories: What stage one thought of each category, best first; empty in flat mode.
-        thresholds: What was in force at each stage, ``category`` and ``document``, as plain JSON.
+        thresholds: What was in force at each stage, ``category`` and ``document``, as plain JSON, and what the latter
+            ``acts_on``: ``cosine``, ``lexical`` or ``evidence``.
         documents_scored: How many documents stage two compared with the question.
         documents_total: How many the knowledge base holds.
         timings_ms: Milliseconds by step; questions asked together share the time of the steps that they share.
+        notes: What else the reader of this result should know.
     """
 
     question: str
@@ -117,6 +133,7 @@ class Retrieval:
     documents_scored: int
     documents_total: int
     timings_ms: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.hits)
@@ -127,7 +144,10 @@ class Retrieval:
             "question": self.question,
             "outcome": self.outcome.value,
             "mode": self.mode,
-            "categories": [{"name": c.name, "score": _number(c.score), "kept": c.kept} for c in self.categories],
+            "categories": [
+                {"name": c.name, "score": _number(c.score), "kept": c.kept, "probability": _number(c.probability), "why": c.why}
+                for c in self.categories
+            ],
             "hits": [
                 {
                     **_about(hit.document),
@@ -135,6 +155,9 @@ class Retrieval:
                     "category_score": _number(hit.category_score),
                     "lexical_score": _number(hit.lexical_score),
                     "fused_score": _number(hit.fused_score),
+                    "evidence": _number(hit.evidence),
+                    "probability": _number(hit.probability),
+                    "rerank_score": _number(hit.rerank_score),
                     "headings": list(hit.headings),
                     "text": hit.passage,
                 }
@@ -147,12 +170,19 @@ class Retrieval:
             "thresholds": self.thresholds,
             "documents_scored": self.documents_scored,
             "documents_total": self.documents_total,
+            "notes": list(self.notes),
             "timings_ms": {step: round(ms, 3) for step, ms in self.timings_ms.items()},
         }
 
 
 def _about(document: Document) -> dict[str, Any]:
-    return {"id": document.id, "title": document.title, "category": document.category, "metadata": document.metadata}
+    return {
+        "id": document.id,
+        "title": document.title,
+        "category": document.category,
+        "also_in": list(document.also_in),
+        "metadata": document.metadata,
+    }
 
 
 def _number(value: float | None) -> float | None:

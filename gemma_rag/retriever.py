@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, get_args
 
+import numpy as np
+from typing_extensions import Unpack
+
 from gemma_rag.errors import InputError, KnowledgeBaseError
+from gemma_rag.judging import Judge
 from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.lexical import reads_as_chinese
-from gemma_rag.results import Retrieval
+from gemma_rag.rerank import Reranker, as_reranker
+from gemma_rag.results import Outcome, Retrieval
 from gemma_rag.routing import Gate
-from gemma_rag.search import Mode, Search, Settings, Where
+from gemma_rag.search import Mode, Overrides, Search, Settings, Where
 from gemma_rag.thresholds import Threshold, as_threshold
 
 logger = logging.getLogger(__name__)
@@ -35,10 +42,18 @@ class TwoStageRetriever:
         mode: ``auto`` is ``two-stage``, except for a question in a language that the model is known not to read, which
             is ``lexical``, with the default thresholds of that mode, and a warning; ``flat`` searches all documents and
             has no stage one; ``lexical`` ranks by matching words alone and needs no model. The result says which it was.
-        hybrid: Order hits by cosine and matching words together (`fusion.weighted`); thresholds still act on the cosine.
+        hybrid: Order hits by cosine and matching words together; documents outside the opened categories come in where they
+            match the words best. Without a calibration, thresholds act on the cosine. False: words count for nothing.
+        lexical_weight: Share of the lexical score, 0 to 1, in that order; None for what the knowledge base has learned from
+            labelled questions, or a half.
         gate: How stage one scores categories and how many it opens.
         max_categories: Most categories to open; None for as many as the gate wants. With 1 and
-            ``Gate(name_weight=1)`` this is the published naive form.
+            ``Gate(name_weight=1)`` and ``hybrid=False`` this is the published naive form. With it, words do not bring in
+            documents from elsewhere.
+        reranker: A callable from a question and passages to scores, or the name or folder of a sentence-transformers
+            CrossEncoder; orders the first `rerank_top` hits anew. Thresholds do not look at its scores.
+        rerank_top: How many it sees.
+        diversity: 0 to 1: how much a hit's likeness to those before it counts against it (maximal marginal relevance).
     """
 
     knowledge_base: KnowledgeBase
@@ -46,9 +61,13 @@ class TwoStageRetriever:
     category_threshold: float | str | Threshold | None = None
     document_threshold: float | str | Threshold | None = None
     mode: Mode = "auto"
-    hybrid: bool = False
+    hybrid: bool = True
+    lexical_weight: float | None = None
     gate: Gate = field(default_factory=Gate)
     max_categories: int | None = None
+    reranker: Reranker | str | None = None
+    rerank_top: int = 20
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
         self._settings()
@@ -58,100 +77,93 @@ class TwoStageRetriever:
         question: str,
         k: int | None = None,
         *,
-        category_threshold: float | str | Threshold | None = None,
-        document_threshold: float | str | Threshold | None = None,
-        mode: Mode | None = None,
-        hybrid: bool | None = None,
-        max_categories: int | None = None,
         categories: Sequence[str] | None = None,
         where: Where | None = None,
+        **settings: Unpack[Overrides],
     ) -> Retrieval:
         """Find the documents that answer a question.
 
         Args:
             question: The question.
-            k: Instead of the retriever's own; so are the next five.
-            category_threshold: What the best category has to reach.
-            document_threshold: What a document has to reach.
-            mode: ``auto``, ``two-stage``, ``flat`` or ``lexical``.
-            hybrid: Whether matching words count in the order.
-            max_categories: Most categories to open.
-            categories: Search these categories only.
+            k: Most hits, instead of the retriever's own number.
+            categories: Search these categories only, and those inside them.
             where: Search documents with this metadata only: ``{"year": 2024, "language": ["en", "zh"]}`` means the year
                 is 2024 and the language one of the two. A list in the metadata matches if one of its members does.
+            settings: Any of the retriever's own fields but the knowledge base, for this call.
 
         Raises:
-            InputError: An empty question, an unknown category, or an argument out of its range.
+            InputError: An empty question, an unknown category or setting, or an argument out of its range.
         """
-        return self.retrieve_many(
-            [question],
-            k,
-            category_threshold=category_threshold,
-            document_threshold=document_threshold,
-            mode=mode,
-            hybrid=hybrid,
-            max_categories=max_categories,
-            categories=categories,
-            where=where,
-        )[0]
+        return self.retrieve_many([question], k, categories=categories, where=where, **settings)[0]
 
     def retrieve_many(
         self,
         questions: Sequence[str],
         k: int | None = None,
         *,
-        category_threshold: float | str | Threshold | None = None,
-        document_threshold: float | str | Threshold | None = None,
-        mode: Mode | None = None,
-        hybrid: bool | None = None,
-        max_categories: int | None = None,
         categories: Sequence[str] | None = None,
         where: Where | None = None,
+        **settings: Unpack[Overrides],
     ) -> list[Retrieval]:
         """`retrieve` for several questions, which share the encoder's passes and the reading of the vectors."""
-        if isinstance(questions, str):
-            raise InputError("questions is a list of strings, and one string came: call retrieve for one question")
-        questions = list(questions)
-        for i, question in enumerate(questions):
-            if not isinstance(question, str) or not question.strip():
-                raise InputError(f"the question at index {i} is empty or no string: ask something")
-        settings = self._settings(
-            k=k,
-            category_threshold=category_threshold,
-            document_threshold=document_threshold,
-            mode=mode,
-            hybrid=hybrid,
-            max_categories=max_categories,
-        )
-        if settings.mode == "lexical" or not any(unread := self._unread(questions)):
-            if settings.mode == "auto":
-                settings = settings._replace(mode="two-stage")
-            return self._search(questions, settings, categories, where)
-        name, count = self.knowledge_base.space.model, sum(unread)
-        if settings.mode != "auto":
-            logger.warning("%s does not read Chinese: the scores of %d questions mean little", name, count)
-            return self._search(questions, settings, categories, where)
-        logger.warning("%s does not read Chinese: %d questions are searched by matching words instead", name, count)
-        words = settings._replace(mode="lexical", category_threshold=None, document_threshold=None)
+        asked = self._questions(questions)
         results: dict[int, Retrieval] = {}
-        for by_words, each in ((False, settings._replace(mode="two-stage")), (True, words)):
-            places = [i for i in range(len(questions)) if unread[i] is by_words]
-            if places:
-                found = self._search([questions[i] for i in places], each, categories, where)
-                results.update(zip(places, found, strict=True))
-        return [results[i] for i in range(len(questions))]
+        for places, each in self.plan(asked, k=k, **settings):
+            found = self._search([asked[i] for i in places], each, categories, where)
+            results.update(zip(places, found, strict=True))
+        return [results[i] for i in range(len(asked))]
+
+    def plan(
+        self, questions: Sequence[str], k: int | None = None, **settings: Unpack[Overrides]
+    ) -> list[tuple[list[int], Settings]]:
+        """How each question will be searched: in ``auto`` mode, those that the model cannot read go by words.
+
+        Args:
+            questions: The questions.
+            k: Most hits.
+            settings: As in `retrieve`.
+
+        Returns:
+            The places of the questions that are searched alike, and how.
+        """
+        chosen = self._settings(k=k, **settings)
+        everything = list(range(len(questions)))
+        two_stage = chosen._replace(mode="two-stage") if chosen.mode == "auto" else chosen
+        unread = self._unread(questions) if chosen.mode != "lexical" else []
+        if not any(unread):
+            return [(everything, two_stage)]
+        name, count = self.knowledge_base.space.model, sum(unread)
+        if chosen.mode != "auto":
+            logger.warning("%s does not read Chinese: the scores of %d questions mean little", name, count)
+            return [(everything, two_stage)]
+        logger.warning("%s does not read Chinese: %d questions are searched by matching words instead", name, count)
+        words = chosen._replace(mode="lexical", category_threshold=None, document_threshold=None)
+        parts = [
+            ([i for i in everything if unread[i] is by_words], each) for by_words, each in ((False, two_stage), (True, words))
+        ]
+        return [(places, each) for places, each in parts if places]
 
     def _search(
         self, questions: list[str], settings: Settings, categories: Sequence[str] | None, where: Where | None
     ) -> list[Retrieval]:
-        search = Search(self.knowledge_base, self.gate, settings, categories, where)
+        search = Search(self.knowledge_base, settings, categories, where)
         try:
-            return search.run(questions)
+            return _run(search, questions)
         except KnowledgeBaseError:
             if self.knowledge_base.view() is search.view:
                 raise
         # another thread has rewritten or saved the knowledge base meanwhile: its new state answers
-        return Search(self.knowledge_base, self.gate, settings, categories, where).run(questions)
+        return _run(Search(self.knowledge_base, settings, categories, where), questions)
+
+    @staticmethod
+    def _questions(questions: Sequence[str]) -> list[str]:
+        if isinstance(questions, str):
+            raise InputError("questions is a list of strings, and one string came: call retrieve for one question")
+        asked = list(questions)
+        for i, question in enumerate(asked):
+            if not isinstance(question, str) or not question.strip():
+                raise InputError(f"the question at index {i} is empty or no string: ask something")
+        return asked
 
     def _unread(self, questions: Sequence[str]) -> list[bool]:
         """Which questions are in a language that the model is known not to read."""
@@ -162,7 +174,13 @@ class TwoStageRetriever:
 
     def _settings(self, **given: Any) -> Settings:
         """The retriever's own settings, with those of a call in their places."""
+        if unknown := [name for name in given if name not in Settings._fields]:
+            raise InputError(f"a retriever has no setting {', '.join(unknown)}: there are {', '.join(Settings._fields)}")
         values = {name: getattr(self, name) if given.get(name) is None else given[name] for name in Settings._fields}
+        if isinstance(values["reranker"], str):
+            values["reranker"] = _reranker(values["reranker"])
+        elif values["reranker"] is not None:
+            values["reranker"] = as_reranker(values["reranker"])
         settings = Settings(**values)
         if isinstance(settings.k, bool) or not isinstance(settings.k, int) or settings.k < 1:
             raise InputError(f"k is the number of hits, at least 1, and is {settings.k!r}")
@@ -170,7 +188,34 @@ class TwoStageRetriever:
             raise InputError(f"max_categories is a number, at least 1, and is {settings.max_categories!r}")
         if settings.mode not in get_args(Mode):
             raise InputError(f"no mode is named {settings.mode!r}: there are {', '.join(get_args(Mode))}")
+        for name, low, high in (("lexical_weight", 0.0, 1.0), ("diversity", 0.0, 1.0)):
+            value = values[name]
+            number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
+            if value is not None and not (number and low <= value <= high):
+                raise InputError(f"{name} is from 0 to 1, and is {value!r}")
+        if type(settings.rerank_top) is not int or settings.rerank_top < 1:
+            raise InputError(
+                f"rerank_top is the number of hits that the reranker sees, at least 1, and is {settings.rerank_top!r}"
+            )
         for threshold in (settings.category_threshold, settings.document_threshold):
             if threshold is not None:
                 as_threshold(threshold)
         return settings
+
+
+@lru_cache(maxsize=4)
+def _reranker(name: str) -> Reranker:
+    """A cross-encoder by its name, loaded once."""
+    return as_reranker(name)
+
+
+def _run(search: Search, questions: list[str]) -> list[Retrieval]:
+    if not questions:
+        return []
+    started = time.perf_counter()
+    judge = Judge(search)
+    if not len(search.base) or not search.eligible.any():
+        outcome = Outcome.FILTERED_OUT if len(search.base) else Outcome.EMPTY_KNOWLEDGE_BASE
+        return [judge.retrieval(question, outcome, started) for question in questions]
+    found = search.find(questions, judge.category_threshold)
+    return [judge.judge(question, each, started) for question, each in zip(questions, found, strict=True)]

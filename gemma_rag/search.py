@@ -1,8 +1,7 @@
-"""One search: stage one, stage two, and what is made of their scores. `TwoStageRetriever` is its face."""
+"""The two stages of one search: which categories are opened, which documents are scored. `judging` makes the result."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,32 +9,35 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import TypedDict
 
-from gemma_rag import fusion
 from gemma_rag.encoders import Input
 from gemma_rag.errors import InputError
-from gemma_rag.index.exact import Scored
+from gemma_rag.index.exact import Scored, joined
 from gemma_rag.knowledge_base import KnowledgeBase
+from gemma_rag.learned import Kind, Learned
 from gemma_rag.prompts import Task
-from gemma_rag.results import CategoryScore, Hit, NearMiss, Outcome, Retrieval
+from gemma_rag.rerank import Reranker
 from gemma_rag.routing import Gate
-from gemma_rag.thresholds import Threshold, as_threshold, describe
+from gemma_rag.thresholds import Threshold
 from gemma_rag.vectors import Floats
 from gemma_rag.view import View
-
-logger = logging.getLogger(__name__)
 
 Mode: TypeAlias = Literal["auto", "two-stage", "flat", "lexical"]
 Scalar: TypeAlias = str | int | float | bool | None
 Where: TypeAlias = Mapping[str, Scalar | Sequence[Scalar]]
 Bools: TypeAlias = npt.NDArray[np.bool_]
+Ints: TypeAlias = npt.NDArray[np.int64]
 
-LEXICAL_CATEGORY_THRESHOLD = 0.1
-LEXICAL_DOCUMENT_THRESHOLD = 0.15
-"""Refuses 5 % (drcd) and 2 % (squad2) of the dev splits' answerable questions; see docs/decisions/0004."""
+LEXICAL_WEIGHT = 0.5
+"""Share of the lexical score in the fused one, unless it was learned; docs/decisions/0007 has the measurements."""
 
-_CANDIDATES = 100
-"""Documents that each side hands to the fusion, at least."""
+_BY_WORDS = 10
+"""Documents outside the opened categories that are scored because they match the question's words best, at least."""
+
+
+_RESCUED_FOR = 5
+"""A category that the gate left out is opened if it promises more than the last of this many hits (or of ``k``) holds."""
 
 
 class Settings(NamedTuple):
@@ -46,17 +48,63 @@ class Settings(NamedTuple):
     document_threshold: float | str | Threshold | None
     mode: Mode
     hybrid: bool
+    lexical_weight: float | None
+    gate: Gate
     max_categories: int | None
+    reranker: Reranker | None
+    rerank_top: int
+    diversity: float
 
 
-class _Found(NamedTuple):
-    """What the two stages found for one question, before thresholds at stage two."""
+class Overrides(TypedDict, total=False):
+    """The same, each of them for one call; None for the retriever's own."""
 
-    scored: Scored
-    category_scores: Floats
+    category_threshold: float | str | Threshold | None
+    document_threshold: float | str | Threshold | None
+    mode: Mode | None
+    hybrid: bool | None
+    lexical_weight: float | None
+    gate: Gate | None
+    max_categories: int | None
+    reranker: Reranker | str | None
+    rerank_top: int | None
+    diversity: float | None
+
+
+class Gated(NamedTuple):
+    """What stage one made of one question.
+
+    Attributes:
+        scores: float32 of shape ``(categories,)``; NaN in flat mode.
+        probabilities: float64 of shape ``(categories,)``.
+        opened: bool of shape ``(categories,)``: whose documents were searched.
+        rescued: bool of shape ``(categories,)``: those of them that were opened afterwards.
+        refused: The best category was not good enough.
+    """
+
+    scores: Floats
+    probabilities: npt.NDArray[np.float64]
     opened: Bools
+    rescued: Bools
     refused: bool
-    lexical: Floats | None  # for every document of the index
+
+
+class Found(NamedTuple):
+    """What the two stages found for one question, before thresholds at stage two.
+
+    Attributes:
+        gated: Of stage one.
+        scored: The documents that were scored; by their lexical scores in lexical mode.
+        words: float32 of shape ``(n,)``: their lexical scores; None where words were not looked at.
+        router: float32 of shape ``(n,)``: log-probability of their categories; None without a learned router.
+        order: float64 of shape ``(n,)``: what they are ordered by.
+    """
+
+    gated: Gated
+    scored: Scored
+    words: Floats | None
+    router: Floats | None
+    order: npt.NDArray[np.float64]
 
 
 class Search:
@@ -64,51 +112,74 @@ class Search:
 
     Args:
         base: What to search.
-        gate: How stage one scores and opens categories.
-        settings: Everything else; its mode is not ``auto`` any more.
-        categories: Search these only.
+        settings: How; its mode is not ``auto`` any more.
+        category_threshold: What the best category has to reach.
+        categories: Search these only, and those inside them.
         where: Search documents with this metadata only.
+
+    Attributes:
+        kind: How documents are scored.
+        lexical_weight: Share of the lexical score in the fused one.
+        timings: Milliseconds by step.
+        notes: What the reader of the result should know.
     """
 
     def __init__(
-        self, base: KnowledgeBase, gate: Gate, settings: Settings, categories: Sequence[str] | None, where: Where | None
+        self,
+        base: KnowledgeBase,
+        settings: Settings,
+        categories: Sequence[str] | None,
+        where: Where | None,
     ) -> None:
         self.base = base
         self.view: View = base.view()
-        self.gate = gate
         self.settings = settings
         self.timings: dict[str, float] = {}
+        self.notes: list[str] = []
         self.eligible = self._eligible(categories)
         self.allowed = self._allowed(where) if where else None
         if self.allowed is not None:
-            has_some = np.bincount(self.view.index.codes[self.allowed], minlength=len(self.eligible)) > 0
-            self.eligible &= has_some
-        self.category_threshold, self.document_threshold = self._thresholds()
+            self.eligible &= self._have_documents(self.allowed)
+        self.learned = self._in_force(base.learned if settings.mode != "lexical" else Learned())
+        self.lexical_weight = self._lexical_weight()
+        self.kind: Kind = "lexical" if settings.mode == "lexical" else "hybrid" if self.lexical_weight else "dense"
 
-    def run(self, questions: list[str]) -> list[Retrieval]:
-        """Search for each of the questions."""
-        if not questions:
-            return []
-        started = time.perf_counter()
-        if not len(self.base) or not self.eligible.any():
-            outcome = Outcome.FILTERED_OUT if len(self.base) else Outcome.EMPTY_KNOWLEDGE_BASE
-            return [self._retrieval(question, outcome, (), (), (), 0, started) for question in questions]
-        found = self._by_words(questions) if self.settings.mode == "lexical" else self._by_vectors(questions)
-        return [self._judge(question, each, started) for question, each in zip(questions, found, strict=True)]
+    def find(self, questions: list[str], category_threshold: Threshold) -> Iterator[Found]:
+        """Both stages for each of the questions.
+
+        Args:
+            questions: At least one.
+            category_threshold: What the best category has to reach.
+        """
+        if self.kind == "lexical":
+            return (self._by_words(question, category_threshold) for question in questions)
+        return self._by_vectors(questions, category_threshold)
 
     # -- who may be found -------------------------------------------------------------------------------------------
 
     def _eligible(self, categories: Sequence[str] | None) -> Bools:
+        names = self.view.categories
         if categories is None:
-            return np.ones(len(self.view.categories), dtype=bool)
+            return np.ones(len(names), dtype=bool)
         if isinstance(categories, str):
             raise InputError("categories is a list of names, and one string came: put it in a list")
-        if unknown := [name for name in categories if name not in self.view.categories]:
+        inside = {wanted: [name == wanted or name.startswith(f"{wanted}/") for name in names] for wanted in categories}
+        if unknown := [wanted for wanted, matches in inside.items() if not any(matches)]:
             raise InputError(
                 f"the knowledge base has no category {', '.join(map(repr, unknown))}. It has "
-                f"{', '.join(self.view.categories[:30])}{' ...' if len(self.view.categories) > 30 else ''}"
+                f"{', '.join(names[:30])}{' ...' if len(names) > 30 else ''}"
             )
-        return np.isin(np.array(self.view.categories), np.array(list(categories)))
+        chosen: Bools = np.zeros(len(names), dtype=bool)
+        for matches in inside.values():
+            chosen |= np.array(matches)
+        return chosen
+
+    def _have_documents(self, places: Bools) -> Bools:
+        """Which categories have some of the documents."""
+        count = np.bincount(self.view.index.codes[places], minlength=len(self.view.categories))
+        guests = self.view.guests
+        count += np.bincount(guests[places[guests[:, 0]], 1], minlength=len(count))
+        return count > 0
 
     def _allowed(self, where: Where) -> Bools:
         """Which documents have the metadata asked for."""
@@ -126,75 +197,161 @@ class Search:
             dtype=bool,
         )
 
-    def _thresholds(self) -> tuple[Threshold, Threshold]:
-        given = (self.settings.category_threshold, self.settings.document_threshold)
-        defaults: tuple[float | None, float | None]
-        if self.settings.mode == "lexical":
-            defaults = (LEXICAL_CATEGORY_THRESHOLD, LEXICAL_DOCUMENT_THRESHOLD)
-        elif None in given:
-            profile = self.base.encoder.profile
-            defaults = (profile.category_threshold, profile.document_threshold)
-            first = 1 if self.settings.mode == "flat" else 0
-            if any(own is None and default is None for own, default in list(zip(given, defaults, strict=True))[first:]):
-                _warn_unmeasured(self.base.space.model)
-        else:
-            defaults = (None, None)
-        stages = []
-        for own, default in zip(given, defaults, strict=True):
-            stages.append(as_threshold(own if own is not None else default if default is not None else -1.0))
-        return stages[0], stages[1]
+    def _in_force(self, learned: Learned) -> Learned:
+        """What was learned, without the router where the categories are no longer those that it knows."""
+        router = learned.router
+        if router is None or router.categories == self.view.categories:
+            return learned
+        new = sorted(set(self.view.categories) - set(router.categories))
+        gone = sorted(set(router.categories) - set(self.view.categories))
+        changes = [f"{word}: {', '.join(names[:5])}" for word, names in (("new", new), ("gone", gone)) if names]
+        self.notes.append(
+            f"the learned router was left out: the categories have changed since it was fitted ({'; '.join(changes)}). "
+            "Fit it again with `gemma-rag fit`"
+        )
+        return learned._replace(router=None)
+
+    def _lexical_weight(self) -> float:
+        if not self.settings.hybrid:
+            return 0.0
+        if self.settings.lexical_weight is not None:
+            return self.settings.lexical_weight
+        return LEXICAL_WEIGHT if self.learned.ranking is None else self.learned.ranking.lexical_weight
 
     # -- the two stages ---------------------------------------------------------------------------------------------
 
-    def _by_vectors(self, questions: list[str]) -> Iterator[_Found]:
+    def _by_vectors(self, questions: list[str], threshold: Threshold) -> Iterator[Found]:
         flat = self.settings.mode == "flat"
-        tasks = [Task.QUERY] if flat else [Task.QUERY, Task.CLASSIFICATION]
-        with self._timed("encode"):
-            rows = self.base.encoder.encode([Input(question, task) for task in tasks for question in questions])
-        queries = rows[: len(questions)]
-        with self._timed("categories"):
-            if flat:
-                scores = np.full((len(questions), len(self.eligible)), np.nan, dtype=np.float32)
-                opened = np.broadcast_to(self.eligible, scores.shape)
-                refused = np.zeros(len(questions), dtype=bool)
-            else:
-                scores = self.gate.scores(rows[len(questions) :], queries, self.view.names, self.view.centroids)
-                opened = np.zeros(scores.shape, dtype=bool)
-                opened[:, self.eligible] = self.gate.open(scores[:, self.eligible], self.settings.max_categories)
-                refused = np.array([not self.category_threshold.apply(row[self.eligible]).keep.any() for row in scores])
-        with self._timed("documents"):
-            scored = self.view.index.search(queries, opened & ~refused[:, None])
+        with self.timed("encode"):
+            queries, classification = self.encoded(questions, classify=not flat)
+        with self.timed("categories"):
+            gates = self._flat(len(questions)) if flat else self._gated(classification, queries, threshold)
+        with self.timed("documents"):
+            inside = self.view.index.search(queries, np.stack([gate.opened for gate in gates]))
+            router = None if self.learned.router is None else self.learned.router.log_probabilities(queries)
         for i, question in enumerate(questions):
-            lexical, _ = self._lexical(question) if self.settings.hybrid and not refused[i] else (None, None)
-            yield _Found(self._filtered(scored[i]), scores[i], opened[i] & ~refused[i], bool(refused[i]), lexical)
+            words = self._words(question) if self.lexical_weight and not gates[i].refused else None
+            with self.timed("documents"):
+                gate, scored = self._widened(gates[i], queries[i], self._filtered(inside[i]), words)
+            yield self._found(gate, scored, words, None if router is None else router[i])
 
-    def _by_words(self, questions: list[str]) -> Iterator[_Found]:
-        """Both stages by matching words: a category scores as its best document does, and every one is looked into."""
-        codes = self.view.index.codes
-        for question in questions:
-            lexical, rows = self._lexical(question)
-            places = np.flatnonzero((lexical > 0) & self.eligible[codes])
-            scored = self._filtered(Scored(places, lexical[places], rows[places]))
-            best = np.zeros(len(self.eligible), dtype=np.float32)
-            np.maximum.at(best, codes[scored.places], scored.scores)
-            opened = (best > 0) & self.eligible
+    def encoded(self, questions: list[str], *, classify: bool) -> tuple[Floats, Floats]:
+        """The questions under the query prompt and under the classification prompt, each text embedded once."""
+        inputs = [Input(question, Task.QUERY) for question in questions]
+        profile = self.base.encoder.profile
+        if not classify or profile.prompt(Task.QUERY) == profile.prompt(Task.CLASSIFICATION):
+            rows = self.base.encoder.encode(inputs)
+            return rows, rows
+        rows = self.base.encoder.encode([*inputs, *(Input(question, Task.CLASSIFICATION) for question in questions)])
+        return rows[: len(questions)], rows[len(questions) :]
+
+    def _flat(self, count: int) -> list[Gated]:
+        nothing = np.full(len(self.eligible), np.nan, dtype=np.float32)
+        none = np.zeros(len(self.eligible), dtype=bool)
+        return [Gated(nothing, np.zeros(len(none)), self.eligible, none, refused=False)] * count
+
+    def _gated(self, classification: Floats, queries: Floats, threshold: Threshold) -> list[Gated]:
+        gate, tree = self.settings.gate, self.view.tree
+        nodes = gate.scores(classification, queries, *self.view.names, self.view.summaries)
+        shares, opened = tree.walk(gate, nodes, self.eligible, self.settings.max_categories)
+        scores = nodes[:, tree.leaves]
+        none = np.zeros(len(self.eligible), dtype=bool)
+        out = []
+        for row, share, kept in zip(scores, shares, opened, strict=True):
+            refused = not threshold.apply(row[self.eligible]).keep.any()
+            out.append(Gated(row, share, none if refused else kept, none, refused))
+        return out
+
+    def _widened(self, gate: Gated, query: Floats, scored: Scored, words: Floats | None) -> tuple[Gated, Scored]:
+        """Score what the gate left out and should not have: promising categories, guests, documents that match by words."""
+        if gate.refused:
+            return gate, scored
+        opened, rescued = gate.opened, gate.rescued
+        if self.settings.mode != "flat":
+            wanted = min(self.settings.k, _RESCUED_FOR)
+            enough = len(scored.places) >= wanted
+            weakest = float(np.partition(scored.scores, -wanted)[-wanted]) if enough else -1.0
+            rescued = self.eligible & ~opened & (gate.scores > weakest)
             if self.settings.max_categories is not None:
-                opened[np.argsort(-best, kind="stable")[self.settings.max_categories :]] = False
-                scored = Scored(*(column[opened[codes[scored.places]]] for column in scored))
-            refused = not self.category_threshold.apply(best[self.eligible]).keep.any()
-            yield _Found(scored, best, opened & (not refused), refused, lexical)
+                left = max(0, self.settings.max_categories - int(opened.sum()))
+                rescued[np.argsort(-np.where(rescued, gate.scores, -np.inf), kind="stable")[left:]] = False
+            opened = opened | rescued
+        further = self.view.places_in(opened)
+        if words is not None and self.settings.max_categories is None and self.settings.mode != "flat":
+            candidates = np.where(self.view.places_in(self.eligible), words, 0.0)
+            if self.allowed is not None:
+                candidates = np.where(self.allowed, candidates, 0.0)
+            best_words = np.argpartition(-candidates, min(len(candidates), max(_BY_WORDS, self.settings.k)) - 1)
+            best_words = best_words[: max(_BY_WORDS, self.settings.k)]
+            further[best_words[candidates[best_words] > 0]] = True
+        if self.allowed is not None:
+            further &= self.allowed
+        further[scored.places] = False
+        more = self.view.index.score(query, np.flatnonzero(further))
+        return gate._replace(opened=opened, rescued=rescued), joined([scored, more])
 
-    def _lexical(self, question: str) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """The lexical score of every document, that of its best chunk, and the row of that chunk."""
-        with self._timed("words"):
-            rows = self.view.lexical.scores(question)
-            places = self.view.index.row_places
-            best = np.zeros(len(self.view.index.documents), dtype=np.float32)
-            np.maximum.at(best, places, rows)
-            order = np.argsort(rows, kind="stable")
-            best_rows = np.zeros(len(best), dtype=np.int64)
-            best_rows[places[order]] = order  # the last one written, the best, stays
-            return best, best_rows
+    def _by_words(self, question: str, threshold: Threshold) -> Found:
+        """Both stages by matching words: a category scores as its best document does, and every one is looked into."""
+        words = self._words(question)
+        inside = (words > 0) & self.view.places_in(self.eligible)
+        if self.allowed is not None:
+            inside &= self.allowed
+        best = np.zeros(len(self.eligible), dtype=np.float32)
+        places = np.flatnonzero(inside)
+        np.maximum.at(best, self.view.index.codes[places], words[places])
+        guests = self.view.guests[inside[self.view.guests[:, 0]]]
+        np.maximum.at(best, guests[:, 1], words[guests[:, 0]])
+        best[~self.eligible] = 0.0
+        opened = best > 0
+        if self.settings.max_categories is not None:
+            opened[np.argsort(-best, kind="stable")[self.settings.max_categories :]] = False
+            places = np.flatnonzero(inside & self.view.places_in(opened))
+        refused = not threshold.apply(best[self.eligible]).keep.any()
+        none = np.zeros(len(best), dtype=bool)
+        gate = Gated(best, np.zeros(len(best)), none if refused else opened, none, refused)
+        scored = Scored(places, words[places], self.view.index.rows_of(places)[:0])
+        return Found(gate, scored, words[places], None, words[places].astype(np.float64))
+
+    def _found(self, gate: Gated, scored: Scored, words: Floats | None, router: Floats | None) -> Found:
+        weight = self.lexical_weight
+        order = (1.0 - weight) * scored.scores.astype(np.float64)
+        own = None if words is None else words[scored.places]
+        if own is not None:
+            order += weight * own
+        by_category = None
+        if router is not None and self.learned.ranking is not None:
+            by_category = self.of_categories(router, scored.places)
+            order += self.learned.ranking.router_weight * by_category
+        return Found(gate, scored, own, by_category, order)
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each part of the fused score."""
+        if self.kind == "lexical":
+            return {"lexical": 1.0}
+        parts = {"cosine": 1.0 - self.lexical_weight}
+        if self.lexical_weight:
+            parts["lexical"] = self.lexical_weight
+        if self.learned.router is not None and self.learned.ranking is not None:
+            parts["router"] = self.learned.ranking.router_weight
+        return parts
+
+    def of_categories(self, values: Floats, places: Ints) -> Floats:
+        """For each document the value of its category; of several categories the best.
+
+        Args:
+            values: Of the categories.
+            places: Of the documents.
+        """
+        own: Floats = values[self.view.index.codes[places]]
+        if len(self.view.guests) and self.settings.mode != "flat":
+            every = np.full(len(self.view.index.documents), -np.inf, dtype=np.float32)
+            np.maximum.at(every, self.view.guests[:, 0], values[self.view.guests[:, 1]])
+            own = np.maximum(own, every[places])
+        return own
+
+    def _words(self, question: str) -> Floats:
+        with self.timed("words"):
+            return self.view.lexical.scores(question)
 
     def _filtered(self, scored: Scored) -> Scored:
         if self.allowed is None:
@@ -202,115 +359,12 @@ class Search:
         keep = self.allowed[scored.places]
         return Scored(scored.places[keep], scored.scores[keep], scored.rows[keep])
 
-    # -- judging ----------------------------------------------------------------------------------------------------
-
-    def _judge(self, question: str, found: _Found, started: float) -> Retrieval:
-        categories = self._category_scores(found)
-        if found.refused:
-            return self._retrieval(question, Outcome.CATEGORY_BELOW_THRESHOLD, (), (), categories, 0, started)
-        with self._timed("judge"):
-            scored = found.scored
-            cut = self.document_threshold.apply(scored.scores)
-            fused = self._fused(found) if self.settings.hybrid and self.settings.mode != "lexical" else None
-            order_by = scored.scores if fused is None else fused
-            kept = np.flatnonzero(cut.keep)
-            kept = kept[_best(order_by[kept], scored.scores[kept], self.settings.k)]
-            failed = np.flatnonzero(~cut.keep)
-            failed = failed[_best(scored.scores[failed], scored.scores[failed], self.settings.k)]
-            documents = self.view.documents(self.view.index.documents[scored.places[[*kept, *failed]]].tolist())
-            places = self.view.chunk_places(scored.rows[kept].tolist())
-            hits = []
-            for i in kept:
-                document = documents[int(self.view.index.documents[scored.places[i]])]
-                chunk = places[int(scored.rows[i])]
-                hits.append(
-                    Hit(
-                        document=document,
-                        score=float(scored.scores[i]),
-                        category_score=self._category_score(found, int(scored.places[i])),
-                        passage=document.text[chunk.start : chunk.end],
-                        headings=chunk.headings,
-                        lexical_score=None if found.lexical is None else float(found.lexical[scored.places[i]]),
-                        fused_score=None if fused is None else float(fused[i]),
-                    )
-                )
-            misses = tuple(
-                NearMiss(
-                    document=documents[int(self.view.index.documents[scored.places[i]])],
-                    score=float(scored.scores[i]),
-                    category_score=self._category_score(found, int(scored.places[i])),
-                    margin=cut.cutoff - float(scored.scores[i]),
-                )
-                for i in failed
-            )
-        outcome = Outcome.ANSWERED if hits else Outcome.DOCUMENT_BELOW_THRESHOLD
-        return self._retrieval(question, outcome, tuple(hits), misses, categories, len(scored.places), started)
-
-    def _fused(self, found: _Found) -> npt.NDArray[np.float64]:
-        """Fuse cosines and lexical scores over the best of both; the others keep their order behind them."""
-        scores, words = (
-            found.scored.scores.astype(np.float64),
-            np.asarray(found.lexical)[found.scored.places].astype(np.float64),
-        )
-        depth = max(_CANDIDATES, self.settings.k)
-        candidates = np.union1d(np.argsort(-scores, kind="stable")[:depth], np.argsort(-words, kind="stable")[:depth])
-        matching = np.where(words > 0, words, np.nan)
-        out = scores - 2.0  # below every candidate
-        out[candidates] = fusion.weighted([scores[candidates], matching[candidates]])
-        return out
-
-    def _category_score(self, found: _Found, place: int) -> float:
-        return float(found.category_scores[self.view.index.codes[place]])
-
-    def _category_scores(self, found: _Found) -> tuple[CategoryScore, ...]:
-        if self.settings.mode == "flat":
-            return ()
-        order = np.argsort(-found.category_scores, kind="stable")
-        return tuple(
-            CategoryScore(self.view.categories[i], float(found.category_scores[i]), bool(found.opened[i]))
-            for i in order.tolist()
-            if self.eligible[i]
-        )
-
-    def _retrieval(
-        self,
-        question: str,
-        outcome: Outcome,
-        hits: tuple[Hit, ...],
-        misses: tuple[NearMiss, ...],
-        categories: tuple[CategoryScore, ...],
-        scored: int,
-        started: float,
-    ) -> Retrieval:
-        return Retrieval(
-            question=question,
-            outcome=outcome,
-            mode=self.settings.mode,
-            hits=hits,
-            near_misses=misses,
-            categories=categories,
-            thresholds={
-                "category": None if self.settings.mode == "flat" else describe(self.category_threshold),
-                "document": describe(self.document_threshold),
-            },
-            documents_scored=scored,
-            documents_total=len(self.view.index.documents),
-            timings_ms={**self.timings, "total": (time.perf_counter() - started) * 1e3},
-        )
-
     @contextmanager
-    def _timed(self, step: str) -> Iterator[None]:
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time of what is done inside to a step's."""
         started = time.perf_counter()
         yield
         self.timings[step] = self.timings.get(step, 0.0) + (time.perf_counter() - started) * 1e3
-
-
-def _best(values: npt.NDArray[Any], ties: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
-    """Places of the `k` largest values, best first; equal ones by `ties`, then as they stand. Only the best are sorted."""
-    candidates = np.arange(len(values))
-    if len(values) > k:
-        candidates = np.flatnonzero(values >= np.partition(values, len(values) - k)[len(values) - k])
-    return candidates[np.lexsort((-ties[candidates], -values[candidates]))][:k]
 
 
 def _matches(have: Any, values: list[Any]) -> bool:
@@ -318,14 +372,3 @@ def _matches(have: Any, values: list[Any]) -> bool:
     if isinstance(have, list):
         return any(_matches(item, values) for item in have)
     return any(have == value and isinstance(have, bool) == isinstance(value, bool) for value in values)
-
-
-def _warn_unmeasured(model: str) -> None:
-    if model not in _warned:
-        _warned.add(model)
-        logger.warning(
-            "nobody has measured thresholds for %s: without category_threshold and document_threshold nothing is refused", model
-        )
-
-
-_warned: set[str] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +13,11 @@ from rich.table import Table
 from gemma_rag.answer import Answer
 from gemma_rag.ingestion import IndexReport
 from gemma_rag.results import Outcome
+
+if TYPE_CHECKING:
+    from gemma_rag.calibrating import CalibrationReport
+    from gemma_rag.evaluation import Evaluation
+    from gemma_rag.fitting import FitReport
 
 _PASSAGE = 240
 """Characters of a passage that are shown under a citation."""
@@ -104,6 +109,12 @@ class Terminal:
             "generation": str(about["generation"]),
             "on disk": f"{(about['bytes'] or 0) / 1e6:.1f} MB, checksums right",
         }
+        if ranking := about["learned"]["ranking"]:
+            router = f"router {ranking['router_weight']:g}" if ranking["router_weight"] else "no router"
+            rows["order"] = f"learned from {ranking['questions']} questions: words {ranking['lexical_weight']:g}, {router}"
+        if calibration := about["learned"]["calibration"]:
+            kinds = ", ".join(f"{kind} by {item['rule']}" for kind, item in calibration["kinds"].items())
+            rows["thresholds"] = f"{'estimated without labels' if calibration['estimated'] else 'calibrated'}: {kinds}"
         facts = Table.grid(padding=(0, 2))
         for name, value in rows.items():
             facts.add_row(f"[dim]{name}[/]", escape(value))
@@ -117,13 +128,77 @@ class Terminal:
             table.add_row(escape(category["name"]), str(category["documents"]), escape(category["description"]))
         self._out.print(table)
 
+    def fitted(self, report: FitReport) -> None:
+        """What fitting found."""
+        router = f"a router with weight {report.router_weight:g}" if report.router_weight else "no router: it did not help"
+        self._out.print(
+            f"Fitted on {report.questions} questions: lexical weight {report.lexical_weight:g}, {router}.\n"
+            f"Mean reciprocal rank at 10, on questions held out: {report.before:.3f} before, {report.after:.3f} now.",
+            soft_wrap=True,
+        )
+        for note in report.notes:
+            self.note(note)
+
+    def calibrated(self, report: CalibrationReport) -> None:
+        """What calibrating found: the chosen operating point of each kind of search, and the others beside it."""
+        for kind, item in report.calibration.kinds.items():
+            self._out.print(f"[bold]{kind} search[/]", soft_wrap=True)
+            self._out.print(Padding(escape(item.document.statement), (0, 0, 1, 2)))
+            table = Table(box=None, padding=(0, 2), header_style="dim")
+            for name in ("rule", "threshold", "answered", "right of those", "false answers", "end to end"):
+                table.add_column(name, justify="left" if name == "rule" else "right")
+            for point in (item.document, *item.points):
+                cells = (point.coverage, point.precision, point.false_answers, point.end_to_end)
+                shown = ["-" if value is None else f"{100 * value:.1f} %" for value in cells]
+                style = "bold" if point is item.document else "dim"
+                table.add_row(point.rule, f"{point.threshold:.3f}", *shown, style=style)
+            self._out.print(table)
+        for note in report.notes:
+            self.note(note)
+
+    def evaluated(self, found: Evaluation) -> None:
+        """The numbers of an evaluation, with their intervals, and beside another one where there is one."""
+        result = found.result
+        how = [
+            result["mode"],
+            *(["hybrid"] if result["hybrid"] else []),
+            *(["learned"] if result["router"] == "learned" else []),
+        ]
+        self._out.print(
+            f"[bold]{escape(result['dataset'])}[/], {result['split']}: {result['n_queries']} questions, "
+            f"{result['n_answerable']} of them answerable; {' '.join(how)}, {escape(result['model'])}, "
+            f"{result['seconds']:.1f} s",
+            soft_wrap=True,
+        )
+        numbers = [name for name in result if name in result["intervals"] or name == "risk_coverage_area"]
+        compared = result.get("comparison")
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        for name in ("", "value", "95 % interval", *([compared["mode"], "difference", "p"] if compared else [])):
+            table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        for name in numbers:
+            if result.get(name) is None:
+                continue
+            low, high = result["intervals"].get(name, (None, None))
+            row = [name, f"{result[name]:.3f}", "" if low is None else f"{low:.3f}-{high:.3f}"]
+            if compared and (test := compared["metrics"].get(name)):
+                row += [f"{test['second']:.3f}", f"{test['difference']:+.3f}", f"{test['p_value']:.3f}"]
+            table.add_row(*row)
+        self._out.print(Padding(table, (0, 0, 0, 2)))
+        for kind, value in result["auroc_by_kind"].items():
+            refused = result["refused_by_kind"].get(kind)
+            said = f", {100 * refused:.0f} % refused" if refused is not None else ""
+            self._out.print(f"  [dim]{escape(kind)}: AUROC {value:.3f}{said}[/]", soft_wrap=True)
+        for note in result["notes"]:
+            self.note(note)
+
     def _citations(self, answer: Answer) -> None:
         for citation in answer.citations:
             hit = answer.retrieval.hits[citation.number - 1]
             kind = "match" if answer.retrieval.mode == "lexical" else "cosine"
+            sure = "" if hit.probability is None else f" · {100 * hit.probability:.0f} % sure"
             self._out.print(
                 f"  [bold]\\[{citation.number}][/] {escape(citation.title or citation.document_id)}  "
-                f"[dim]{escape(citation.category)} · {kind} {hit.score:.2f}[/]",
+                f"[dim]{escape(citation.category)} · {kind} {hit.score:.2f}{sure}[/]",
                 soft_wrap=True,
             )
             if answer.kind == "generated":
@@ -165,3 +240,5 @@ class Terminal:
         parts.append(f"{retrieval.documents_scored} of {retrieval.documents_total} documents compared")
         parts.append(f"{retrieval.timings_ms['total']:.0f} ms")
         self._out.print(f"  [dim]{escape(' · '.join(parts))}[/]", soft_wrap=True)
+        for note in retrieval.notes:
+            self.note(note)

@@ -7,13 +7,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gemma_rag.documents import Chunk, Document
 from gemma_rag.index.exact import ExactIndex
 from gemma_rag.lexical import LexicalIndex
-from gemma_rag.routing import centroids
+from gemma_rag.routing import Summaries, Tree, summarize
 from gemma_rag.storage import Snapshot, Store
 from gemma_rag.vectors import Floats
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class View:
@@ -22,6 +26,11 @@ class View:
     Args:
         snapshot: The generation.
         store: To fetch texts from.
+
+    Attributes:
+        categories: Their names, sorted.
+        index: The vectors.
+        guests: int64 of shape ``(m, 2)``: the place of a document, and a further category that it belongs to.
     """
 
     def __init__(self, snapshot: Snapshot, store: Store) -> None:
@@ -29,28 +38,57 @@ class View:
         self.snapshot = snapshot
         self.categories: tuple[str, ...] = tuple(item.category.name for item in snapshot.categories)
         self.index = ExactIndex(snapshot.vectors, snapshot.documents, snapshot.codes, len(self.categories))
+        rows, codes = snapshot.guests.T
+        self.guests: Ints = np.unique(np.stack([self.index.row_places[rows], codes], axis=1), axis=0)
+
+    def places_in(self, opened: Bools) -> Bools:
+        """Which documents belong to one of the opened categories.
+
+        Args:
+            opened: Shape ``(categories,)``.
+        """
+        inside: Bools = opened[self.index.codes]
+        if len(self.guests):
+            inside = inside.copy()
+            inside[self.guests[opened[self.guests[:, 1]], 0]] = True
+        return inside
 
     @cached_property
-    def names(self) -> Floats:
-        """Vectors of the categories' names and descriptions, shape ``(categories, d)``."""
-        rows = [item.vector for item in self.snapshot.categories]
-        return np.stack(rows) if rows else np.zeros((0, self.snapshot.vectors.shape[1]), dtype=np.float32)
+    def tree(self) -> Tree:
+        """The categories as paths."""
+        return Tree(self.categories)
 
     @cached_property
-    def centroids(self) -> Floats:
-        """Directions of the means of the categories' chunks, shape ``(categories, d)``."""
-        return centroids(self.snapshot.vectors, self.snapshot.codes, len(self.categories))
+    def names(self) -> tuple[Floats, Ints]:
+        """Vectors of names with descriptions and of example questions, and the node of the tree that each belongs to."""
+        vectors = [item.vectors for item in self.snapshot.categories]
+        if not vectors:
+            return np.zeros((0, self.snapshot.vectors.shape[1]), dtype=np.float32), np.zeros(0, dtype=np.int64)
+        ends = np.cumsum([len(rows) for rows in vectors])
+        own = [np.arange(end - len(rows), end) for end, rows in zip(ends.tolist(), vectors, strict=True)]
+        nodes = self.tree.spread(own)
+        stacked = np.concatenate(vectors)[np.concatenate(nodes)]
+        return stacked, np.repeat(np.arange(len(nodes)), [len(rows) for rows in nodes]).astype(np.int64)
+
+    @cached_property
+    def summaries(self) -> Summaries:
+        """What stage one knows of the documents below each node of the tree."""
+        bounds = np.searchsorted(self.snapshot.codes, np.arange(len(self.categories) + 1))
+        guests = self.snapshot.guests
+        members = [
+            np.concatenate([np.arange(bounds[code], bounds[code + 1]), guests[guests[:, 1] == code, 0]])
+            if len(guests)
+            else np.arange(bounds[code], bounds[code + 1])
+            for code in range(len(self.categories))
+        ]
+        return summarize(self.snapshot.vectors, self.tree.spread(members))
 
     @cached_property
     def lexical(self) -> LexicalIndex:
-        """BM25 over the chunks, with their titles, in the order of the index's rows."""
-        places = self._store.chunk_places(self.snapshot.chunks.tolist())
+        """BM25 over the documents, with their titles, in the order of the index's places."""
         documents = self._store.documents(self.index.documents.tolist())
-        texts = []
-        for chunk, number in zip(self.snapshot.chunks.tolist(), self.snapshot.documents.tolist(), strict=True):
-            document, place = documents[number], places[chunk]
-            texts.append(f"{place.title(document.title)}\n{document.text[place.start : place.end]}")
-        return LexicalIndex(texts)
+        found = (documents[number] for number in self.index.documents.tolist())
+        return LexicalIndex([f"{document.title}\n{document.text}" for document in found])
 
     @cached_property
     def metadata(self) -> dict[int, dict[str, Any]]:

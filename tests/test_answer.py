@@ -1,4 +1,4 @@
-"""Extractive and generated answers, refusals, citations; the prompt and the sentences are in test_answer_prompt.py."""
+"""Extractive and generated answers, refusals, citations; the prompt is in test_answer_prompt.py."""
 
 from __future__ import annotations
 

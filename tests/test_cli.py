@@ -71,7 +71,7 @@ def test_the_json_of_an_answer_is_the_only_thing_on_standard_output(gemma_rag, b
     assert {"question", "outcome", "answer", "citations", "categories", "hits", "near_misses", "thresholds", "timings_ms"} <= (
         answer.keys()
     )
-    assert {"name", "score", "kept"} == answer["categories"][0].keys()
+    assert {"name", "score", "kept", "probability", "why"} == answer["categories"][0].keys()
     assert {"id", "title", "category", "score", "category_score", "text"} <= answer["hits"][0].keys()
     assert answer["hits"][0]["id"] == "printers"
 
@@ -360,6 +360,6 @@ def test_the_demo_shows_every_outcome(gemma_rag, tmp_path):
         "category_below_threshold",
         "document_below_threshold",
         "answered",
-        "category_below_threshold",
+        "document_below_threshold",
     ]
     assert (tmp_path / "kb" / "manifest.json").is_file()

@@ -239,6 +239,43 @@ def test_a_save_that_failed_leaves_nothing(base, tmp_path, monkeypatch):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+# -- failures in the middle of attaching ------------------------------------------------------------------------------
+
+ATTACHING: dict[str, tuple[object, str]] = {
+    "file reaches the disk": (store_module, "sync"),
+    **{place: PLACES[place] for place in ("manifest", "manifest reaches the disk", "manifest is put in place")},
+}
+
+
+def attached(path: Path) -> bytes | None:
+    """What is attached, as a handle of its own sees it, and that the documents are as they were."""
+    assert held(path) == contents_after(0)
+    with KnowledgeBase.open(path, LetterEncoder()) as base:
+        return base._store.attachment("learned")
+
+
+@pytest.mark.parametrize("problem", [fail, interrupt], ids=["failure", "interrupt"])
+@pytest.mark.parametrize("place", ATTACHING)
+def test_when_attaching_fails_the_old_is_in_force_and_the_same_call_works(base, monkeypatch, place, problem):
+    base._store.attach({"learned": b"old"})
+    with monkeypatch.context() as patch:
+        patch.setattr(*ATTACHING[place], problem)
+        with pytest.raises((KnowledgeBaseError, KeyboardInterrupt)):
+            base._store.attach({"learned": b"new"})
+    assert (base._store.attachment("learned"), attached(base.path)) == (b"old", b"old")
+    base._store.attach({"learned": b"new"})
+    assert (base._store.attachment("learned"), attached(base.path)) == (b"new", b"new")
+
+
+def test_after_attaching_failed_documents_can_be_added_and_its_file_is_swept(base, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(*PLACES["manifest"], fail)
+        with pytest.raises(KnowledgeBaseError):
+            base._store.attach({"learned": b"new"})
+    make(base, 1)
+    assert (held(base.path), list(base.path.glob("attached-*"))) == (contents_after(1), [])
+
+
 # -- kill -9 --------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +285,17 @@ def change_it(path: Path) -> None:
         print("ready", flush=True)
         for number in range(1, CALLS):
             make(base, number)
+            print(number, flush=True)
+
+
+def attach_to_it(path: Path) -> None:
+    """The child that attaches ever new files; every attachment is a number, written 10,000 times."""
+    with KnowledgeBase.open(path, LetterEncoder()) as base:
+        print("ready", flush=True)
+        for number in range(1, 100):
+            base._store.attach(
+                {"learned": f"{number:4}".encode() * 10_000, f"other {number % 2}": None if number % 3 else b"x"}
+            )
             print(number, flush=True)
 
 
@@ -332,6 +380,26 @@ def test_whenever_a_writer_is_killed_its_calls_are_there_as_a_whole(original, tm
         finish(start(add_one_more, path))
         assert held(path) == contents_after(committed) | {"9999": numbered(9999, 1)}
         seen.add(committed)
+    assert len(seen) > 1  # the kills came at different moments
+
+
+@pytest.mark.slow
+def test_whenever_a_writer_is_killed_its_attachments_are_there_as_a_whole(original, tmp_path):
+    longest = duration(attach_to_it, Path(shutil.copytree(original, tmp_path / "unkilled")), "ready")
+    moments = random.Random(22)
+    seen = set()
+    for i in range(KILLS // 4):
+        path = Path(shutil.copytree(original, tmp_path / str(i)))
+        said = kill_after(start(attach_to_it, path), "ready", moments.uniform(0, longest))
+        data = attached(path)
+        number = int(data[:4]) if data else 0
+        assert number in (len(said), len(said) + 1)
+        assert data == (f"{number:4}".encode() * 10_000 if number else None)
+        finish(start(add_one_more, path))
+        with KnowledgeBase.open(path, LetterEncoder()) as base:
+            assert (base._store.attachment("learned"), len(base)) == (data, 301)
+            assert len(list(path.glob("attached-*"))) == len(base.manifest.attachments)
+        seen.add(number)
     assert len(seen) > 1  # the kills came at different moments
 
 

@@ -7,12 +7,19 @@ from pydantic import ValidationError
 
 from gemma_rag.documents import Category, Chunk, Document
 
-FIELDS = {"id": "vpn-1", "text": "Restart the client.", "title": "VPN", "category": "network", "metadata": {"year": 2024}}
+FIELDS = {
+    "id": "vpn-1",
+    "text": "Restart the client.",
+    "title": "VPN",
+    "category": "network",
+    "also_in": ("remote work",),
+    "metadata": {"year": 2024},
+}
 
 
-def test_title_and_metadata_may_be_left_out():
+def test_title_further_categories_and_metadata_may_be_left_out():
     document = Document(id="vpn-1", text="Restart the client.", category="network")
-    assert (document.title, document.metadata) == ("", {})
+    assert (document.title, document.also_in, document.metadata) == ("", (), {})
 
 
 @pytest.mark.parametrize("field", ["id", "text", "category"])
@@ -31,6 +38,24 @@ def test_white_space_alone_is_no_id_text_or_category(field, blank):
 @pytest.mark.parametrize("field", ["id", "category"])
 def test_white_space_around_a_name_is_removed(field):
     assert getattr(Document(**FIELDS | {field: " a name\n"}), field) == "a name"
+
+
+def test_white_space_around_further_categories_is_removed():
+    assert Document(**FIELDS | {"also_in": [" a name\n", "b"]}).also_in == ("a name", "b")
+
+
+@pytest.mark.parametrize(
+    "further", [("network",), ("a", "a"), ("a", " a "), (" network",)], ids=["its own", "twice", "spaces", "own with a space"]
+)
+def test_the_same_category_twice_is_refused(further):
+    with pytest.raises(ValidationError, match="also_in names a category twice, or names 'network', which is its category"):
+        Document(**FIELDS | {"also_in": further})
+
+
+@pytest.mark.parametrize("further", ["network", ("",), ("a", " \n"), None, 7], ids=repr)
+def test_what_is_no_list_of_names_is_refused_as_further_categories(further):
+    with pytest.raises(ValidationError, match="also_in"):
+        Document(**FIELDS | {"also_in": further})
 
 
 def test_white_space_around_the_text_is_kept():
@@ -67,14 +92,22 @@ def test_metadata_that_json_cannot_hold_is_refused(value):
 
 
 def test_the_content_hash_is_the_sha256_of_the_fields_as_json():
-    # Written out by hand, because stored knowledge bases keep it: text, title, category, metadata with sorted keys.
-    document = Document(id="a", text="文", title="T", category="c", metadata={"z": 1, "a": "é"})
-    plain = '["文", "T", "c", {"a": "é", "z": 1}]'
+    # Written out by hand, because stored knowledge bases keep it: text, title, categories, metadata with sorted keys.
+    document = Document(id="a", text="文", title="T", category="c", also_in=("d", "b"), metadata={"z": 1, "a": "é"})
+    plain = '["文", "T", "c", ["d", "b"], {"a": "é", "z": 1}]'
     assert document.content_hash == hashlib.sha256(plain.encode("utf-8")).hexdigest()
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("text", "Restart it."), ("title", "VPN client"), ("category", "office"), ("metadata", {"year": 2025})]
+    ("field", "value"),
+    [
+        ("text", "Restart it."),
+        ("title", "VPN client"),
+        ("category", "office"),
+        ("also_in", ()),
+        ("also_in", ("remote work", "office")),
+        ("metadata", {"year": 2025}),
+    ],
 )
 def test_the_content_hash_changes_with(field, value):
     assert Document(**FIELDS | {field: value}).content_hash != Document(**FIELDS).content_hash
@@ -102,6 +135,11 @@ def test_half_a_surrogate_pair_is_refused_because_no_file_could_hold_it(field):
         Document(**FIELDS | {field: "broken \ud83d emoji"})
 
 
+def test_half_a_surrogate_pair_in_a_further_category_is_refused_too():
+    with pytest.raises(ValidationError, match=r"surrogate|unicode string"):
+        Document(**FIELDS | {"also_in": ("broken \ud83d emoji",)})
+
+
 @pytest.mark.parametrize(
     ("name", "description", "expected"),
     [
@@ -125,6 +163,21 @@ def test_the_name_of_a_category_keeps_its_separators():
 def test_a_category_needs_a_name():
     with pytest.raises(ValidationError, match="name"):
         Category(name=" ")
+
+
+@pytest.mark.parametrize("name", ["IT/Accounts", "IT / Accounts", "IT_Accounts"])
+def test_a_path_is_read_as_words(name):
+    assert Category(name=name).text == "IT Accounts"
+
+
+def test_examples_are_no_part_of_the_text_of_a_category():
+    assert Category(name="network", description="Wi-Fi", examples=("How do I get online?",)).text == "network: Wi-Fi"
+
+
+@pytest.mark.parametrize("examples", [("",), ("How?", " \n"), "How?"], ids=repr)
+def test_an_empty_example_is_refused_and_so_is_one_string(examples):
+    with pytest.raises(ValidationError, match="examples"):
+        Category(name="network", examples=examples)
 
 
 def test_a_category_is_frozen():

@@ -34,6 +34,10 @@ def change(document: Document, **fields: object) -> Document:
     return document.model_copy(update=fields)
 
 
+def change_category(**fields: object) -> Category:
+    return FRUIT.model_copy(update={key: tuple(value) for key, value in fields.items()})
+
+
 def like(encoder):
     """An encoder of the same space, with calls of its own."""
     return type(encoder)(list(encoder.words))
@@ -79,6 +83,12 @@ def assert_holds(base: KnowledgeBase, documents: list[Document], encoder) -> Non
     assert [category for category, *_ in rows] == sorted(category for category, *_ in rows)
     inputs = [Input(text, Task.DOCUMENT, title) for _, _, title, text in rows]
     assert base.view().snapshot.vectors.tobytes() == like(encoder).encode(inputs).tobytes()
+
+
+def assert_names(base: KnowledgeBase, inputs: list[Input], owners: list[int], encoder) -> None:
+    """Stage one compares questions with the vectors of these texts, and they belong to these categories."""
+    vectors, found = base.view().names
+    assert (vectors.tobytes(), found.tolist()) == (like(encoder).encode(inputs).tobytes(), owners)
 
 
 # -- round trip -----------------------------------------------------------------------------------------------------
@@ -153,8 +163,7 @@ def test_an_empty_knowledge_base_can_be_saved_and_opened(words, tmp_path):
 def test_the_names_of_categories_are_embedded_with_their_descriptions(words):
     described = [Category(name="city-traffic", description="a bus")]
     with KnowledgeBase.from_documents([change(CAR, category="city-traffic")], words, categories=described) as base:
-        expected = like(words).encode([Input("city traffic: a bus", Task.CLASSIFICATION)])
-        assert np.array_equal(base.view().names, expected)
+        assert_names(base, [Input("city traffic: a bus", Task.CLASSIFICATION)], [0], words)
 
 
 def test_a_described_category_without_documents_is_not_listed(words):
@@ -186,20 +195,26 @@ def test_unchanged_documents_make_no_new_generation(base):
     assert base.manifest == before
 
 
-@pytest.mark.parametrize("fields", [{"metadata": {"year": 2025}}, {"category": "traffic"}], ids=str)
+MOVES = pytest.mark.parametrize(
+    "fields", [{"metadata": {"year": 2025}}, {"category": "traffic"}, {"also_in": ("traffic",)}], ids=str
+)
+
+
+@MOVES
 def test_a_change_of_metadata_or_category_encodes_nothing(words, base, fields):
     base.add([change(APPLE, **fields)])
     assert words.calls == []
 
 
-@pytest.mark.parametrize("fields", [{"metadata": {"year": 2025}}, {"category": "traffic"}], ids=str)
+@MOVES
 def test_a_change_of_metadata_or_category_keeps_the_vectors(words, base, fields):
     base.add([change(APPLE, **fields)])
     assert_holds(base, [CAR, change(APPLE, **fields), PEAR], words)
 
 
-def test_a_new_category_is_all_that_a_move_encodes(words, base):
-    base.add([change(APPLE, category="snacks")])
+@pytest.mark.parametrize("fields", [{"category": "snacks"}, {"also_in": ("traffic", "snacks")}], ids=str)
+def test_a_new_category_is_all_that_a_move_encodes(words, base, fields):
+    base.add([change(APPLE, **fields)])
     assert words.calls == [[Input("snacks", Task.CLASSIFICATION)]]
 
 
@@ -237,7 +252,7 @@ def test_a_category_described_anew_is_encoded_again(words, base):
 
 def test_a_category_described_anew_has_its_new_vector(words, base):
     base.add([], categories=[Category(name="fruit", description="plum")])
-    assert np.array_equal(base.view().names[0], like(words).encode([Input("fruit: plum", Task.CLASSIFICATION)])[0])
+    assert_names(base, [Input(text, Task.CLASSIFICATION) for text in ("fruit: plum", "traffic")], [0, 1], words)
 
 
 def test_a_description_stays_when_documents_come(base):
@@ -248,6 +263,118 @@ def test_a_description_stays_when_documents_come(base):
 
 def test_adding_nothing_does_nothing(words, base):
     assert base.add([]) == Changes(added=0, updated=0, unchanged=0)
+
+
+# -- example questions ----------------------------------------------------------------------------------------------
+
+FRUIT = Category(name="fruit", description="sweet", examples=("Is the plum ripe?", "Where is the pear?"))
+OF_FRUIT = [Input(text, Task.CLASSIFICATION) for text in ("fruit: sweet", *FRUIT.examples)]
+
+
+def test_the_name_and_each_example_are_embedded_alone_under_the_classification_prompt(words, base):
+    base.add([], categories=[FRUIT])
+    assert words.calls == [OF_FRUIT]
+
+
+def test_stage_one_compares_with_the_examples_too(words, base):
+    base.add([], categories=[FRUIT])
+    assert_names(base, [*OF_FRUIT, Input("traffic", Task.CLASSIFICATION)], [0, 0, 0, 1], words)
+
+
+def test_examples_that_have_not_changed_are_not_embedded_again(words, base):
+    base.add([], categories=[FRUIT])
+    words.calls.clear()
+    base.add([PEAR], categories=[change_category(examples=list(FRUIT.examples))])
+    assert words.calls == []
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [FRUIT.examples[:1], FRUIT.examples[::-1], (*FRUIT.examples, "A red plum?"), ()],
+    ids=["fewer", "another order", "more", "none"],
+)
+def test_a_change_of_the_examples_embeds_the_category_anew(words, base, examples):
+    base.add([], categories=[FRUIT])
+    words.calls.clear()
+    base.add([], categories=[change_category(examples=examples)])
+    new = [Input(text, Task.CLASSIFICATION) for text in ("fruit: sweet", *examples)]
+    assert words.calls == [new]
+    assert_names(base, [*new, Input("traffic", Task.CLASSIFICATION)], [0] * len(new) + [1], words)
+
+
+def test_examples_stay_when_documents_come(words, base):
+    base.add([], categories=[FRUIT])
+    base.add([Document(id="plum", text="A plum.", category="fruit")])
+    assert base.view().names[1].tolist() == [0, 0, 0, 1]
+
+
+def test_examples_survive_saving_and_opening(words, memory, tmp_path):
+    memory.add([], categories=[FRUIT])
+    memory.save(tmp_path / "kb")
+    with KnowledgeBase.open(tmp_path / "kb", like(words)) as other:
+        assert_names(other, [*OF_FRUIT, Input("traffic", Task.CLASSIFICATION)], [0, 0, 0, 1], words)
+
+
+# -- several categories ---------------------------------------------------------------------------------------------
+
+TAXI = Document(id="taxi", text="A red car.", category="traffic", also_in=("snacks", "fruit"))
+
+
+def counts(base: KnowledgeBase) -> dict[str, int]:
+    return {category.name: category.documents for category in base.categories}
+
+
+def test_a_document_counts_in_each_of_its_categories(base):
+    base.add([TAXI])
+    assert counts(base) == {"fruit": 3, "snacks": 1, "traffic": 2}
+
+
+def test_a_document_of_several_categories_is_one_document(words, base):
+    base.add([TAXI])
+    assert (len(base), base.get("taxi")) == (4, TAXI)
+    assert_holds(base, [*DOCUMENTS, TAXI], words)
+
+
+def test_a_document_of_several_chunks_counts_once_in_a_further_category(words):
+    long = change(LONG, also_in=("fruit",))
+    with KnowledgeBase.from_documents([long, APPLE], words, chunker=Chunker(max_tokens=16)) as base:
+        assert counts(base) == {"fruit": 2, "traffic": 1}
+
+
+def test_further_categories_are_described_as_any_other(words, base):
+    base.add([TAXI], categories=[Category(name="snacks", description="a plum")])
+    assert CategoryInfo("snacks", "a plum", 1) in base.categories
+
+
+@pytest.mark.parametrize(
+    ("also_in", "expected"),
+    [
+        ((), {"fruit": 2, "traffic": 2}),
+        (("fruit",), {"fruit": 3, "traffic": 2}),
+        (("books", "snacks"), {"books": 1, "fruit": 2, "snacks": 1, "traffic": 2}),
+    ],
+)
+def test_a_change_of_further_categories_is_an_update(base, also_in, expected):
+    base.add([TAXI])
+    assert base.add([change(TAXI, also_in=also_in)]) == Changes(added=0, updated=1, unchanged=0)
+    assert counts(base) == expected
+
+
+def test_a_deleted_document_has_left_all_of_its_categories(base):
+    base.add([TAXI])
+    base.delete(["taxi"])
+    assert counts(base) == {"fruit": 2, "traffic": 1}
+
+
+def test_several_categories_survive_saving_and_opening(words, memory, tmp_path):
+    memory.add([TAXI])
+    before = (memory.categories, memory.view().guests.tolist())
+    memory.save(tmp_path / "kb")
+    with KnowledgeBase.open(tmp_path / "kb", like(words)) as other:
+        assert (other.get("taxi"), other.categories, other.view().guests.tolist()) == (TAXI, *before)
+
+
+# -- adding that fails ----------------------------------------------------------------------------------------------
 
 
 def test_vectors_of_another_length_than_the_space_says_are_refused(words, base):

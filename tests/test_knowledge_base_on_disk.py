@@ -17,7 +17,8 @@ from gemma_rag.chunking import Chunker
 from gemma_rag.documents import Category, Document
 from gemma_rag.encoders import EncoderSettings, Input
 from gemma_rag.errors import InputError, KnowledgeBaseError, SpaceMismatch
-from gemma_rag.knowledge_base import Changes, KnowledgeBase
+from gemma_rag.knowledge_base import CategoryInfo, Changes, KnowledgeBase
+from gemma_rag.learned import Learned, Ranking
 from gemma_rag.prompts import Task
 from gemma_rag.storage import files
 
@@ -258,23 +259,85 @@ def test_reading_needs_no_lock(path, words, monkeypatch):
         assert in_view(base) == ["apple", "car", "pear"]
 
 
+# -- what was learned -----------------------------------------------------------------------------------------------
+
+
+def learned(base: KnowledgeBase, weight: float) -> Learned:
+    fingerprint = base.manifest.fingerprint
+    return Learned(Ranking(lexical_weight=weight, router_weight=0, categories=(), fingerprint=fingerprint, questions=9))
+
+
+def test_what_was_learned_is_there_when_it_is_opened_again(memory, path, words):
+    memory.learn(learned(memory, 0.3))
+    with KnowledgeBase.open(path, words) as base:
+        assert base.learned == learned(memory, 0.3)
+
+
+def test_what_was_learned_in_memory_goes_into_the_folder(memory, words, tmp_path):
+    memory.learn(learned(memory, 0.3))
+    memory.save(tmp_path / "kb")
+    with KnowledgeBase.open(tmp_path / "kb", words) as base:
+        assert base.learned == memory.learned == learned(memory, 0.3)
+
+
+def test_what_was_learned_stays_when_documents_come(memory, path, words):
+    memory.learn(learned(memory, 0.3))
+    memory.add([PLUM])
+    with KnowledgeBase.open(path, words) as base:
+        assert (base.learned, in_view(base)) == (learned(memory, 0.3), ["apple", "car", "pear", "plum"])
+
+
+def test_another_handle_knows_what_was_learned_after_it_refreshed(memory, other):
+    assert other.learned == Learned()
+    memory.learn(learned(memory, 0.3))
+    seen = [other.learned, other.refresh(), other.learned]
+    assert seen == [Learned(), True, learned(memory, 0.3)]
+
+
+def test_a_handle_that_adds_knows_what_another_learned(memory, other):
+    assert other.learned == Learned()
+    memory.learn(learned(memory, 0.3))
+    other.add([PLUM])
+    assert other.learned == learned(memory, 0.3)
+
+
+def test_what_is_not_kept_is_not_written(memory, path, words):
+    memory.learn(learned(memory, 0.3), keep=False)
+    with KnowledgeBase.open(path, words) as base:
+        assert (memory.learned, base.learned) == (learned(memory, 0.3), Learned())
+
+
+def test_what_was_learned_in_another_space_is_refused(memory, path):
+    foreign = learned(memory, 0.3)
+    foreign = foreign._replace(ranking=foreign.ranking.model_copy(update={"fingerprint": "another"}))
+    with pytest.raises(SpaceMismatch, match="space of what was learned"):
+        memory.learn(foreign)
+    assert (memory.learned, list(path.glob("attached-*"))) == (Learned(), [])
+
+
 # -- random sequences -----------------------------------------------------------------------------------------------
 
 TEXTS = ["Red.", "A green apple", " blue\n\npear ", "# Bus\n\n" + "A red bus. " * 9 + "\n\n## Tram\n\nA plum."]
 IDS = st.sampled_from("abcdefg")
+CATEGORIES = st.lists(st.sampled_from(["z", "a", "m"]), min_size=1, unique=True)
 ADD = st.lists(
     st.builds(
-        Document,
+        lambda categories, **fields: Document(category=categories[0], also_in=categories[1:], **fields),
+        CATEGORIES,
         id=IDS,
         text=st.sampled_from(TEXTS),
         title=st.sampled_from(["", "Car"]),
-        category=st.sampled_from(["z", "a", "m"]),
         metadata=st.dictionaries(st.just("n"), st.integers(0, 1)),
     ),
     max_size=4,
     unique_by=lambda document: document.id,
 )
-DESCRIBE = st.builds(Category, name=st.sampled_from("zam"), description=st.sampled_from(["", "plum", "tram"]))
+DESCRIBE = st.builds(
+    Category,
+    name=st.sampled_from("zam"),
+    description=st.sampled_from(["", "plum", "tram"]),
+    examples=st.lists(st.sampled_from(["A bus?", "A car?"]), max_size=2),
+)
 STEP = st.one_of(
     st.tuples(st.just("add"), ADD),
     st.tuples(st.just("delete"), st.sets(IDS, max_size=3)),
@@ -287,7 +350,7 @@ STEP = st.one_of(
 @given(steps=st.lists(STEP, min_size=4, max_size=25))
 def test_any_sequence_of_changes_gives_what_a_dictionary_gives(words, steps):
     model: dict[str, Document] = {}
-    described: dict[str, str] = {}
+    described: dict[str, Category] = {}
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         base = stack.enter_context(KnowledgeBase.from_documents([], words, chunker=Chunker(max_tokens=16)))
@@ -303,7 +366,7 @@ def test_any_sequence_of_changes_gives_what_a_dictionary_gives(words, steps):
                 model = {key: document for key, document in model.items() if key not in known}
             elif verb == "describe":
                 base.add([], categories=[what])
-                described[what.name] = what.description
+                described[what.name] = what
             elif verb == "save":
                 base.save(place / str(number))
             elif base.path is not None:
@@ -312,7 +375,7 @@ def test_any_sequence_of_changes_gives_what_a_dictionary_gives(words, steps):
             assert_agrees(base, model, described, words)
 
 
-def assert_agrees(base: KnowledgeBase, model: dict[str, Document], described: dict[str, str], encoder) -> None:
+def assert_agrees(base: KnowledgeBase, model: dict[str, Document], described: dict[str, Category], encoder) -> None:
     assert {document.id: document for document in base} == model
     view = base.view()
     documents = view.documents(view.index.documents.tolist())
@@ -326,6 +389,13 @@ def assert_agrees(base: KnowledgeBase, model: dict[str, Document], described: di
     assert [document.category for document, _ in rows] == [view.categories[code] for code in view.snapshot.codes]
     inputs = [Input(item.text[at.start : at.end], Task.DOCUMENT, at.title(item.title)) for item, at in rows]
     assert view.snapshot.vectors.tobytes() == encoder.encode(inputs).tobytes()
-    names = [item.category for item in view.snapshot.categories]
-    assert names == [Category(name=name, description=described.get(name, "")) for name in view.categories]
-    assert view.names.tobytes() == encoder.encode([Input(item.text, Task.CLASSIFICATION) for item in names]).tobytes()
+    used = [name for document in model.values() for name in (document.category, *document.also_in)]
+    names = [described.get(name, Category(name=name)) for name in sorted(set(used))]
+    assert base.categories == tuple(CategoryInfo(item.name, item.description, used.count(item.name)) for item in names)
+    assert base.manifest.categories == len(names)
+    guests = {(documents[int(view.index.documents[place])].id, view.categories[code]) for place, code in view.guests}
+    assert guests == {(document.id, name) for document in model.values() for name in document.also_in}
+    texts = [[item.text, *item.examples] for item in names]
+    vectors, owners = view.names
+    assert vectors.tobytes() == encoder.encode([Input(text, Task.CLASSIFICATION) for own in texts for text in own]).tobytes()
+    assert owners.tolist() == [code for code, own in enumerate(texts) for _ in own]

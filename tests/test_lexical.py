@@ -20,25 +20,32 @@ TEXTS = st.lists(WORDS, max_size=6).map(" ".join)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Reset the password", ["reset", "the", "password"]),
-        ("RESET Straße", ["reset", "strasse"]),  # case folding, not lower case alone
-        ("the client's well-known 3.5", ["the", "client", "s", "well", "known", "3", "5"]),
-        ("snake_case", ["snake", "case"]),
-        ("café", ["café"]),
-        ("cafe\u0301", ["café"]),  # e and an accent beside it are one letter
-        ("重置密码", ["重置", "密码"]),
-        ("重置密码，然后登录。", ["重置", "密码", "然后", "登录"]),
-        ("用VPN登录", ["用", "vpn", "登录"]),
-        ("ＶＰＮ　２０２４", ["vpn", "2024"]),
-        ("ｒｅｓｅｔ：重置", ["reset", "重置"]),
+        # itself, its stem, and from four letters on the first four
+        ("Reset the pins", ["reset", "~reset", "rese*", "the", "~the", "pins", "~pin", "pins*"]),
+        ("RESET Straße", ["reset", "~reset", "rese*", "strasse", "~strass", "stra*"]),  # case folding, not lower case alone
+        (
+            "client's well-known",
+            ["client", "~client", "clie*", "s", "~s", "well", "~well", "well*", "known", "~known", "know*"],
+        ),
+        ("3.5", ["3", "~3", "5", "~5"]),
+        ("pass_word", ["pass", "~pass", "pass*", "word", "~word", "word*"]),
+        ("café", ["café", "~café", "café*"]),
+        ("cafe\u0301", ["café", "~café", "café*"]),  # e and an accent beside it are one letter
+        ("привет мир", ["привет", "~привет", "прив*", "мир", "~мир"]),
+        # words, then characters, then pairs of neighbours
+        ("密", ["密", "密"]),
+        ("重置密码", ["重置", "密码", "重", "置", "密", "码", "重置", "置密", "密码"]),
+        ("重置，登录。", ["重置", "重", "置", "重置", "登录", "登", "录", "登录"]),  # no pair across a comma
+        ("用VPN登录", ["用", "用", "vpn", "~vpn", "登录", "登", "录", "登录"]),
+        ("ＶＰＮ　２０２４", ["vpn", "~vpn", "2024", "~2024", "2024*"]),
+        ("ｖｐｎ：登录", ["vpn", "~vpn", "登录", "登", "录", "登录"]),
         ("?! ... — 、。「」", []),
         ("___", []),
         (" \t\n\u3000", []),
         ("", []),
-        ("привет мир", ["привет", "мир"]),
     ],
 )
-def test_the_words_of_a_text(text: str, expected: list[str]) -> None:
+def test_the_terms_of_a_text(text: str, expected: list[str]) -> None:
     assert tokenize(text) == expected
 
 
@@ -46,8 +53,16 @@ def test_a_long_chinese_word_comes_with_the_shorter_ones_inside_it() -> None:
     assert {"清华", "大学", "清华大学"} <= set(tokenize("清华大学"))
 
 
+@pytest.mark.parametrize(
+    ("traditional", "simplified"),
+    [("清華大學", "清华大学"), ("頭髮", "头发"), ("發展", "发展"), ("皇后", "皇后"), ("以後", "以后")],
+)
+def test_traditional_characters_give_the_terms_of_the_simplified_ones(traditional: str, simplified: str) -> None:
+    assert tokenize(traditional) == tokenize(simplified)
+
+
 @given(st.text())
-def test_no_word_is_empty_or_has_white_space(text: str) -> None:
+def test_no_term_is_empty_or_has_white_space(text: str) -> None:
     assert [word for word in tokenize(text) if not word.strip() or word.split() != [word]] == []
 
 
@@ -76,30 +91,39 @@ def test_a_text_reads_as_chinese_from_half_of_its_words_on(text: str, expected: 
 
 # -- scores by hand ---------------------------------------------------------------------------------------------------
 
+# CORPUS in terms: red, ~red | apple, ~appl, appl* (5); red, ~red | pear, ~pear, pear* | car, ~car (7); blue, ~blue, blue* (3)
+# so avgdl = 5, and a term that stands once has tf / (tf + k1 * (1 - b + b * dl / avgdl)) of its weight:
+# dl = 5: 1 / (1 + 1.5 * (0.25 + 0.75)) = 1 / 2.5; dl = 7: 1 / (1 + 1.5 * (0.25 + 0.75 * 1.4)) = 1 / 2.95
+# dl = 3: 1 / (1 + 1.5 * (0.25 + 0.75 * 0.6)) = 1 / 2.05
+# N = 3: two texts have red, ln(1 + 1.5 / 2.5) = ln 1.6; one has apple, ln(1 + 2.5 / 1.5); none has zebra, ln(1 + 3.5 / 0.5)
+RED, APPLE, ZEBRA = math.log(1.6), math.log(8 / 3), math.log(8)
+
 
 def test_the_score_of_one_word_is_bm25_over_its_weight() -> None:
-    # the weight cancels out: tf / (tf + k1 * (1 - b + b * dl / avgdl)), with tf = 1, avgdl = (2 + 3 + 1) / 3 = 2
-    # dl = 2: 1 / (1 + 1.5 * (0.25 + 0.75 * 2 / 2)) = 1 / 2.5 = 0.4
-    # dl = 3: 1 / (1 + 1.5 * (0.25 + 0.75 * 3 / 2)) = 1 / 3.0625 = 0.326531
-    assert LexicalIndex(CORPUS).scores("red") == pytest.approx([0.4, 1 / 3.0625, 0.0])
+    # both terms of the word weigh the same, so the weight cancels out
+    assert LexicalIndex(CORPUS).scores("red") == pytest.approx([1 / 2.5, 1 / 2.95, 0.0])
 
 
-def test_the_score_of_two_words_is_the_mean_by_their_weights() -> None:
-    # N = 3: weight(red) = ln(1 + 1.5 / 2.5) = ln 1.6; weight(apple) = ln(1 + 2.5 / 1.5) = ln(8 / 3)
-    # text 0: (0.4 * ln 1.6 + 0.4 * ln(8/3)) / (ln 1.6 + ln(8/3)) = 0.4
-    # text 1: (0.326531 * ln 1.6) / (ln 1.6 + ln(8/3)) = 0.326531 * 0.470004 / 1.450833
-    red, apple = math.log(1.6), math.log(8 / 3)
-    assert LexicalIndex(CORPUS).scores("red apple") == pytest.approx([0.4, red / (red + apple) / 3.0625, 0.0])
+def test_the_score_of_two_words_is_the_mean_by_the_weights_of_their_terms() -> None:
+    # two terms of red, three of apple
+    share = 2 * RED / (2 * RED + 3 * APPLE)
+    assert LexicalIndex(CORPUS).scores("red apple") == pytest.approx([1 / 2.5, share / 2.95, 0.0])
 
 
 def test_a_word_that_stands_twice_in_a_text_counts_more_and_less_than_double() -> None:
-    # both texts have 2 words, so dl = avgdl: tf = 2 gives 2 / (2 + 1.5), tf = 1 gives 1 / (1 + 1.5)
+    # both texts have 4 terms, so dl = avgdl: tf = 2 gives 2 / (2 + 1.5), tf = 1 gives 1 / (1 + 1.5)
     assert LexicalIndex(["red red", "red car"]).scores("red") == pytest.approx([2 / 3.5, 1 / 2.5])
 
 
+def test_another_form_of_a_word_scores_by_the_terms_in_common() -> None:
+    # apples: apples, ~appl, appl*; the first is unknown and weighs ln 8
+    expected = 2 * APPLE / (2 * APPLE + ZEBRA) / 2.5
+    assert LexicalIndex(CORPUS).scores("apples") == pytest.approx([expected, 0.0, 0.0])
+
+
 def test_a_word_that_no_text_has_lowers_the_score_by_its_weight() -> None:
-    # weight(zebra) = ln(1 + 3.5 / 0.5) = ln 8; text 0: 0.4 * ln 1.6 / (ln 1.6 + ln 8)
-    expected = 0.4 * math.log(1.6) / (math.log(1.6) + math.log(8))
+    # zebra, ~zebra, zebr*
+    expected = 2 * RED / (2 * RED + 3 * ZEBRA) / 2.5
     assert LexicalIndex(CORPUS).scores("red zebra")[0] == pytest.approx(expected)
 
 
@@ -110,9 +134,8 @@ def test_repeating_a_word_of_the_question_changes_nothing_where_it_is_the_only_o
 
 
 def test_a_repeated_word_of_the_question_weighs_as_often_as_it_stands() -> None:
-    # text 2 has only "blue": 1 / (1 + 1.5 * (0.25 + 0.75 * 1 / 2)) = 1 / 1.9375, of one part in three
-    # weight(blue) = weight(apple) = ln(8 / 3)
-    assert LexicalIndex(CORPUS).scores("apple apple blue")[2] == pytest.approx(1 / 1.9375 / 3)
+    # text 2 has only blue, which weighs as much as apple: one part in three
+    assert LexicalIndex(CORPUS).scores("apple apple blue")[2] == pytest.approx(1 / 2.05 / 3)
 
 
 @pytest.mark.parametrize(("word", "count"), [("red", 2), ("apple", 1), ("zebra", 0)])
@@ -143,6 +166,26 @@ def test_a_short_text_scores_above_a_long_one_with_the_same_word() -> None:
 def test_words_match_whatever_their_case_and_width() -> None:
     index = LexicalIndex(["Ｒｅｄ apple", "blue"])
     assert index.scores("RED")[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("question", "same", "stem", "start", "other"),
+    [("connect", "connect", "connected", "connoisseur", "contact"), ("привет", "привет", "", "приветствие", "при")],
+)
+def test_the_nearer_the_form_of_a_word_the_higher_the_score(
+    question: str, same: str, stem: str, start: str, other: str
+) -> None:
+    scores = [LexicalIndex([text, "red"]).scores(question)[0] for text in (same, stem, start, other) if text]
+    assert scores == sorted(set(scores), reverse=True)
+    assert scores[-1] == 0.0
+
+
+@pytest.mark.parametrize("text", ["重置密码", "重置密碼"])
+@pytest.mark.parametrize("question", ["重置密码", "重置密碼"])
+def test_traditional_and_simplified_characters_match_each_other(text: str, question: str) -> None:
+    assert (
+        LexicalIndex([text, "食堂"]).scores(question).tolist() == LexicalIndex(["重置密码", "食堂"]).scores("重置密码").tolist()
+    )
 
 
 def test_chinese_words_match_without_spaces() -> None:
@@ -180,6 +223,62 @@ def test_an_unknown_word_lowers_every_score_that_is_not_0(texts: list[str], ques
     index = LexicalIndex(texts)
     before, after = index.scores(question), index.scores(f"{question} unheard")
     assert (after[before > 0] < before[before > 0]).all()
+
+
+# -- coverage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("passage", "expected"),
+    [
+        ("red apple", 1.0),
+        ("An apple a day", 3 * APPLE / (2 * RED + 3 * APPLE)),
+        ("apples", 2 * APPLE / (2 * RED + 3 * APPLE)),  # ~appl and appl*
+        ("apple apple and apple pie", 3 * APPLE / (2 * RED + 3 * APPLE)),  # how often and how long play no part
+        ("red", 2 * RED / (2 * RED + 3 * APPLE)),
+        ("pear", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_coverage_by_hand(passage: str, expected: float) -> None:
+    assert LexicalIndex(CORPUS).coverage("red apple", [passage]) == pytest.approx([expected])
+
+
+def test_what_no_text_has_counts_for_coverage() -> None:
+    # zebra weighs ln 8, and the passage speaks of it
+    found = LexicalIndex(CORPUS).coverage("red zebra", ["a zebra", "red"])
+    assert found == pytest.approx([3 * ZEBRA / (2 * RED + 3 * ZEBRA), 2 * RED / (2 * RED + 3 * ZEBRA)])
+
+
+def test_a_repeated_word_of_the_question_counts_as_often_for_coverage() -> None:
+    # blue weighs as much as apple
+    assert LexicalIndex(CORPUS).coverage("apple apple blue", ["blue", "apple"]) == pytest.approx([1 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize("question", ["", "?!"])
+def test_a_question_without_words_is_covered_by_nothing(question: str) -> None:
+    assert LexicalIndex(CORPUS).coverage(question, ["red", ""]).tolist() == [0.0, 0.0]
+
+
+def test_no_passages_have_no_coverage() -> None:
+    assert LexicalIndex(CORPUS).coverage("red", []).tolist() == []
+
+
+def test_coverage_is_float32() -> None:
+    index = LexicalIndex(CORPUS)
+    assert [index.coverage(question, ["red"]).dtype for question in ("red", "")] == [np.float32, np.float32]
+
+
+@given(st.lists(TEXTS, max_size=4), TEXTS.filter(bool), TEXTS)
+def test_a_passage_that_holds_the_question_covers_it(texts: list[str], question: str, more: str) -> None:
+    assert LexicalIndex(texts).coverage(question, [f"{more} {question} {more}"]) == pytest.approx([1.0])
+
+
+@given(st.lists(TEXTS, max_size=4), TEXTS, TEXTS, TEXTS)
+def test_a_longer_passage_covers_no_less(texts: list[str], question: str, passage: str, more: str) -> None:
+    short, long = LexicalIndex(texts).coverage(question, [passage, f"{passage} {more}"])
+    assert 0.0 <= short <= long + 1e-6
+    assert long <= 1.0
 
 
 # -- odd corpora ------------------------------------------------------------------------------------------------------

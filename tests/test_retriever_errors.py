@@ -111,6 +111,19 @@ BAD_OPTIONS = [
     ({"document_threshold": math.nan}, "cosine"),
     ({"document_threshold": "stricter"}, "strict, balanced, loose"),
     ({"document_threshold": True}, "a threshold is"),
+    ({"lexical_weight": -0.1}, r"lexical_weight is from 0 to 1, and is -0\.1"),
+    ({"lexical_weight": 1.1}, "lexical_weight"),
+    ({"lexical_weight": math.nan}, "lexical_weight"),
+    ({"lexical_weight": "half"}, "lexical_weight"),
+    ({"diversity": 2}, "diversity is from 0 to 1, and is 2"),
+    ({"diversity": math.nan}, "diversity"),
+    ({"rerank_top": 0}, "rerank_top is the number of hits that the reranker sees, at least 1, and is 0"),
+    ({"rerank_top": 2.5}, "rerank_top"),
+    ({"reranker": 7}, "a reranker is a function"),
+    ({"reranker": " "}, "a reranker is a function"),
+    ({"reranker": dict}, "a reranker is a function"),
+    ({"max_categories": 1.5}, "max_categories"),
+    ({"max_categories": True}, "max_categories"),
 ]
 
 
@@ -124,3 +137,43 @@ def test_a_bad_option_of_a_call_is_refused(base, options, message) -> None:
 def test_a_bad_option_of_the_retriever_is_refused_at_once(base, options, message) -> None:
     with pytest.raises(InputError, match=message):
         TwoStageRetriever(base, **options)
+
+
+@pytest.mark.parametrize("call", ["retrieve", "retrieve_many", "plan"])
+def test_an_unknown_setting_is_refused_with_those_there_are(base, call) -> None:
+    retriever = TwoStageRetriever(base)
+    question = "apple" if call == "retrieve" else ["apple"]
+    with pytest.raises(
+        InputError, match=r"no setting treshold, hybird: there are k, category_threshold, .*reranker, .*diversity"
+    ):
+        getattr(retriever, call)(question, treshold=0.4, hybird=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1.0], "gave 1 scores for 2 passages"),
+        ([1.0, 2.0, 3.0], "gave 3 scores for 2 passages"),
+        ([[1.0], [2.0]], r"gave \[\[1\.0\], \[2\.0\]\], of shape \(2, 1\), for 2 passages"),
+        (["high", "low"], r"gave \['high', 'low'\], and a list of 2 numbers was expected"),
+        (None, "gave None"),
+        ([1.0, math.nan], "gave nan for the passage at index 1"),
+        ([math.inf, 0.0], "gave inf for the passage at index 0"),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_scores_is_refused_with_the_rerankers_name(base, given, message) -> None:
+    def scorer(question, passages):
+        return given
+
+    retriever = TwoStageRetriever(base, hybrid=False, reranker=scorer, category_threshold=-1, document_threshold=-1)
+    with pytest.raises(InputError, match=f"the reranker .*scorer {message}"):
+        retriever.retrieve("apple", categories=["fruit"])
+
+
+def test_an_error_in_a_reranker_is_not_hidden(base) -> None:
+    def scorer(question, passages):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        TwoStageRetriever(base, reranker=scorer, category_threshold=-1, document_threshold=-1).retrieve("apple")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_rag.errors import InputError
-from gemma_rag.routing import Gate, centroids
+from gemma_rag.routing import Gate, Summaries, Tree, summarize
 from gemma_rag.vectors import Floats, unit
 
 COSINES = st.integers(-1000, 1000).map(lambda thousandths: thousandths / 1000)
@@ -17,17 +19,172 @@ SCORES = st.integers(1, 8).flatmap(
 )
 MASSES = st.floats(0.01, 0.999)
 TEMPERATURES = st.floats(0.01, 2.0)
+SEEDS = st.integers(0, 2**32 - 1)
 # with a temperature of 1 the softmax gives back the probabilities themselves: exp(ln p) = p
 HALF_THIRD_FIFTH = [math.log(0.5), math.log(0.3), math.log(0.2)]
+NONE = np.zeros((0, 2), dtype=np.float32)
 
 
 def rows(*values: list[float]) -> Floats:
     return np.array(values, dtype=np.float32)
 
 
+def numbers(*lists: Sequence[int]) -> list[np.ndarray]:
+    return [np.array(items, dtype=np.int64) for items in lists]
+
+
+def one_each(vectors: Floats) -> Summaries:
+    """Every vector a category."""
+    return summarize(vectors, numbers(*([row] for row in range(len(vectors)))))
+
+
+def whole(vectors: Floats) -> Summaries:
+    """All vectors one category."""
+    return summarize(vectors, numbers(range(len(vectors))))
+
+
+def cluster(random: np.random.Generator, n: int, d: int, spread: float) -> tuple[Floats, Floats]:
+    """Vectors about one direction, and questions about it."""
+    centre = unit(random.normal(size=(1, d)))
+    noise = spread / math.sqrt(d)
+    return unit(centre + noise * random.normal(size=(n, d))), unit(centre + noise * random.normal(size=(20, d)))
+
+
 def shares(scores: Floats, temperature: float) -> np.ndarray:
     weights = np.exp(scores.astype(np.float64) / temperature)
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+# -- summaries --------------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_by_hand() -> None:
+    # category 0: (1, 0) and (0, 1), mean (0.5, 0.5), both 1/sqrt 2 from it along (1, -1)/sqrt 2: a variance of 0.5
+    # category 1: one vector, which varies nowhere
+    found = summarize(rows([1, 0], [0, 1], [0.6, 0.8]), numbers([0, 1], [2]))
+    assert found.means == pytest.approx(rows([0.5, 0.5], [0.6, 0.8]))
+    assert found.sizes.tolist() == [2, 1]
+    assert np.abs(found.directions) == pytest.approx(rows([math.sqrt(0.5), math.sqrt(0.5)]))
+    assert found.variances == pytest.approx([0.5])
+    assert found.owners.tolist() == [0]
+    assert found.residuals == pytest.approx([0, 0], abs=1e-7)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9, 24, 25, 100])  # 24 = 2 d: above it, directions are found in another way
+def test_directions_are_at_most_eight_unit_vectors_and_the_residual_is_the_rest(n: int) -> None:
+    vectors = unit(np.random.default_rng(n).normal(size=(n, 12)))
+    found = whole(vectors)
+    m = len(found.variances)
+    assert m == min(8, n - 1)
+    assert found.directions @ found.directions.T == pytest.approx(np.eye(m), abs=1e-5)
+    assert (np.diff(found.variances) <= 0).all()
+    assert found.variances == pytest.approx(np.var(vectors @ found.directions.T, axis=0), abs=1e-6)
+    assert found.variances.sum() + found.residuals[0] * (12 - m) == pytest.approx(np.var(vectors, axis=0).sum(), abs=1e-6)
+
+
+def test_the_directions_of_a_category_stand_together_in_the_order_of_the_categories() -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(20, 12)))
+    found = summarize(vectors, numbers(range(3), [3], range(4, 20)))
+    assert found.owners.tolist() == [0, 0, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_both_ways_of_finding_directions_agree() -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(10, 8)))  # at most 16 vectors: one way; 30: the other
+    few, many = whole(vectors), whole(np.tile(vectors, (3, 1)))
+    assert few.variances == pytest.approx(many.variances, abs=1e-6)
+    assert np.abs((few.directions * many.directions).sum(axis=1)) == pytest.approx(np.ones(8), abs=1e-4)
+
+
+def test_a_vector_of_two_categories_counts_in_both() -> None:
+    found = summarize(rows([1, 0], [0, 1]), numbers([0], [0, 1]))
+    assert found.sizes.tolist() == [1, 2]
+    assert found.expected_best(rows([1, 0])) == pytest.approx(rows([1, 1]), abs=1e-4)
+
+
+def test_no_categories_have_an_empty_summary() -> None:
+    found = summarize(NONE, [])
+    assert [len(part) for part in found] == [0] * 6
+    assert found.expected_best(rows([1, 0], [0, 1])).shape == (2, 0)
+
+
+# -- expected_best ----------------------------------------------------------------------------------------------------
+
+
+@given(SEEDS, st.integers(1, 2), st.integers(2, 40))
+def test_the_expected_best_of_one_vector_and_of_two_is_exact(seed: int, n: int, d: int) -> None:
+    random = np.random.default_rng(seed)
+    vectors, queries = unit(random.normal(size=(n, d))), unit(random.normal(size=(4, d)))
+    best = (queries @ vectors.T).max(axis=1, keepdims=True)
+    assert whole(vectors).expected_best(queries) == pytest.approx(best, abs=1e-4)
+
+
+@given(SEEDS, st.integers(1, 60), st.integers(2, 8))
+def test_in_up_to_eight_dimensions_the_expected_best_is_the_mean_and_so_many_deviations(seed: int, n: int, d: int) -> None:
+    random = np.random.default_rng(seed)
+    vectors, queries = unit(random.normal(size=(n, d))), unit(random.normal(size=(4, d)))
+    cosines = queries.astype(np.float64) @ vectors.T
+    expected = cosines.mean(axis=1) + min(math.sqrt(2 * math.log(n)), math.sqrt(n - 1)) * cosines.std(axis=1)
+    assert whole(vectors).expected_best(queries)[:, 0] == pytest.approx(np.clip(expected, -1, 1), abs=1e-4)
+
+
+# The largest of n normal values lies below sqrt(2 ln n) deviations on average. Vectors on a sphere spread less towards a
+# question in their midst than sideways, and beyond eight directions that is not told apart: hence the wider bound above.
+@pytest.mark.parametrize(("d", "above"), [(4, 1.5), (8, 1.5), (64, 3.0)])
+@pytest.mark.parametrize("n", [3, 10, 30, 100, 1000])
+def test_the_expected_best_is_at_most_so_many_deviations_off(n: int, d: int, above: float) -> None:
+    random = np.random.default_rng(n * d)
+    for _ in range(5):
+        vectors, queries = cluster(random, n, d, spread=0.8)
+        cosines = queries @ vectors.T
+        error = (whole(vectors).expected_best(queries)[:, 0] - cosines.max(axis=1)) / cosines.std(axis=1)
+        assert error.min() >= -0.75
+        assert error.max() <= above
+
+
+@given(SEEDS, st.integers(1, 30), st.integers(2, 30))
+def test_the_expected_best_is_a_cosine_and_not_below_the_mean(seed: int, n: int, d: int) -> None:
+    random = np.random.default_rng(seed)
+    vectors, queries = unit(random.normal(size=(n, d))), unit(random.normal(size=(4, d)))
+    found = whole(vectors).expected_best(queries)
+    assert found.dtype == np.float32
+    assert (found <= 1).all()
+    assert (found[:, 0] >= (queries @ vectors.T).mean(axis=1) - 1e-6).all()
+
+
+@pytest.mark.parametrize("n", [3, 1000])
+def test_identical_vectors_have_their_own_cosine_as_expected_best(n: int) -> None:
+    # (0.6, 0.8) against (1, 0) and (0, 1)
+    found = whole(np.repeat(rows([0.6, 0.8]), n, axis=0)).expected_best(rows([1, 0], [0, 1]))
+    assert found == pytest.approx(rows([0.6], [0.8]))
+
+
+def test_a_category_of_two_clusters_is_found_by_a_question_near_the_small_one() -> None:
+    # broad: 95 vectors at (1, 0, 0) and 5 at (0, 1, 0). To (0, 1, 0) their mean cosine is 0.05, the deviation is
+    # sqrt(0.05 * 0.95) = 0.218, and sqrt(2 ln 100) = 3.035 of them are 0.661: in sum 0.711. narrow: 0.6 throughout
+    vectors = np.repeat(rows([1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]), [95, 5, 20], axis=0)
+    found = summarize(vectors, numbers(range(100), range(100, 120)))
+    assert found.expected_best(rows([0, 1, 0])) == pytest.approx(rows([0.7115, 0.6]), abs=1e-3)
+    assert (rows([0, 1, 0]) @ found.means.T)[0].argmax() == 1  # its mean would not have found it
+
+
+def test_many_questions_are_scored_as_one_by_one() -> None:
+    random = np.random.default_rng(0)
+    vectors, queries = unit(random.normal(size=(40, 12))), unit(random.normal(size=(600, 12)))
+    found = summarize(vectors, numbers([0], range(1, 15), [15, 16], range(17, 40)))
+    singly = np.concatenate([found.expected_best(query[None]) for query in queries])
+    assert found.expected_best(queries) == pytest.approx(singly, abs=1e-6)
+
+
+def test_categories_are_scored_together_as_alone() -> None:
+    random = np.random.default_rng(1)
+    vectors, queries = unit(random.normal(size=(40, 12))), unit(random.normal(size=(5, 12)))
+    members = numbers([0], range(1, 15), [15, 15, 15], range(16, 40), [0, 1])  # the first and third without directions
+    alone = np.concatenate([summarize(vectors, [own]).expected_best(queries) for own in members], axis=1)
+    assert summarize(vectors, members).expected_best(queries) == pytest.approx(alone, abs=1e-6)
+
+
+def test_no_questions_have_no_expected_best() -> None:
+    assert one_each(rows([1, 0], [0, 1])).expected_best(NONE).shape == (0, 2)
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
@@ -36,37 +193,92 @@ def shares(scores: Floats, temperature: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name_weight", "expected"),
     [
-        (0.0, 0.8),  # the query against the centroid: 0 * 0.6 + 1 * 0.8
+        (0.0, 0.8),  # the query against the document: 0 * 0.6 + 1 * 0.8
         (1.0, 0.28),  # the classification against the name: 1 * 0.28 + 0 * 0.96
         (0.25, 0.67),  # 0.25 * 0.28 + 0.75 * 0.8 = 0.07 + 0.6
         (0.5, 0.54),  # 0.5 * 0.28 + 0.5 * 0.8
     ],
 )
-def test_a_score_is_the_weighted_mean_of_the_names_and_the_centroids_cosine(name_weight: float, expected: float) -> None:
+def test_the_score_of_a_category_of_one_document_is_the_weighted_mean(name_weight: float, expected: float) -> None:
     gate = Gate(name_weight=name_weight)
-    scores = gate.scores(rows([1, 0]), rows([0, 1]), names=rows([0.28, 0.96]), centroids=rows([0.6, 0.8]))
+    scores = gate.scores(rows([1, 0]), rows([0, 1]), rows([0.28, 0.96]), np.array([0]), one_each(rows([0.6, 0.8])))
     assert scores == pytest.approx(expected)
 
 
 def test_the_name_counts_a_fifth_by_default() -> None:
     # 0.2 * 0.28 + 0.8 * 0.8 = 0.056 + 0.64
-    scores = Gate().scores(rows([1, 0]), rows([0, 1]), names=rows([0.28, 0.96]), centroids=rows([0.6, 0.8]))
+    scores = Gate().scores(rows([1, 0]), rows([0, 1]), rows([0.28, 0.96]), np.array([0]), one_each(rows([0.6, 0.8])))
     assert scores == pytest.approx(0.696)
 
 
+@pytest.mark.parametrize(
+    ("name_weight", "n", "share"),
+    [
+        (0.2, 4, 1 / 9),  # 0.2 / (0.2 + 0.8 * 2)
+        (0.2, 100, 1 / 41),  # 0.2 / (0.2 + 0.8 * 10)
+        (1.0, 100, 1.0),
+        (0.0, 100, 0.0),
+    ],
+)
+def test_the_share_of_the_name_shrinks_with_the_square_root_of_the_documents(name_weight: float, n: int, share: float) -> None:
+    documents = whole(np.repeat(rows([0.6, 0.8]), n, axis=0))
+    scores = Gate(name_weight=name_weight).scores(rows([1, 0]), rows([0, 1]), rows([0.28, 0.96]), np.array([0]), documents)
+    assert scores == pytest.approx(share * 0.28 + (1 - share) * 0.8)
+
+
+def test_of_the_name_and_the_examples_of_a_category_the_closest_counts() -> None:
+    names = rows([0.28, 0.96], [0.6, 0.8], [0, 1], [0.8, 0.6])
+    documents = one_each(rows([0, 1], [0, 1]))
+    scores = Gate(name_weight=1.0).scores(rows([1, 0]), rows([1, 0]), names, np.array([0, 0, 0, 1]), documents)
+    assert scores == pytest.approx(rows([0.6, 0.8]))
+
+
+def test_without_names_the_documents_alone_score() -> None:
+    documents = one_each(rows([0.6, 0.8]))
+    scores = Gate(name_weight=1.0).scores(rows([1, 0]), rows([0, 1]), NONE, np.zeros(0, dtype=np.int64), documents)
+    assert scores == pytest.approx(0.8)
+
+
 def test_scores_have_a_row_for_each_question_and_a_column_for_each_category() -> None:
-    questions, categories = rows([1, 0], [0, 1]), rows([1, 0], [0, 1], [0.6, 0.8])
-    scores = Gate().scores(questions, questions, categories, categories)
+    questions, vectors = rows([1, 0], [0, 1]), rows([1, 0], [0, 1], [0.6, 0.8])
+    scores = Gate().scores(questions, questions, vectors, np.arange(3), one_each(vectors))
     assert scores == pytest.approx(rows([1, 0, 0.6], [0, 1, 0.8]))
 
 
-def test_scores_are_float32() -> None:
-    assert Gate().scores(rows([1, 0]), rows([1, 0]), rows([1, 0]), rows([1, 0])).dtype == np.float32
+@pytest.mark.parametrize("name_weight", [0.0, 0.2, 1.0])
+def test_scores_are_float32(name_weight: float) -> None:
+    vectors = rows([1, 0])
+    scores = Gate(name_weight=name_weight).scores(vectors, vectors, vectors, np.array([0]), one_each(vectors))
+    assert scores.dtype == np.float32
 
 
 def test_scores_of_no_categories_have_no_columns() -> None:
-    none = np.zeros((0, 2), dtype=np.float32)
-    assert Gate().scores(rows([1, 0]), rows([1, 0]), none, none).shape == (1, 0)
+    owners = np.zeros(0, dtype=np.int64)
+    assert Gate().scores(rows([1, 0]), rows([1, 0]), NONE, owners, summarize(NONE, [])).shape == (1, 0)
+
+
+# -- probabilities ----------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_by_hand() -> None:
+    found = Gate(temperature=1.0).probabilities(rows(HALF_THIRD_FIFTH))
+    assert found == pytest.approx(np.array([[0.5, 0.3, 0.2]]), abs=1e-6)
+
+
+def test_probabilities_within_groups_by_hand() -> None:
+    # columns 0 and 2 are one group: 0.5 / 0.7 and 0.2 / 0.7; column 1 is alone
+    found = Gate(temperature=1.0).probabilities(rows(HALF_THIRD_FIFTH), np.array([4, -1, 4]))
+    assert found == pytest.approx(np.array([[5 / 7, 1, 2 / 7]]), abs=1e-6)
+
+
+@given(SCORES, TEMPERATURES, st.lists(st.integers(-1, 2), min_size=8, max_size=8))
+def test_probabilities_sum_to_1_in_every_group(scores: list[list[float]], temperature: float, groups: list[int]) -> None:
+    array = rows(*scores)
+    of = np.array(groups[: array.shape[1]])
+    found = Gate(temperature=temperature).probabilities(array, of)
+    for group in np.unique(of):
+        assert found[:, of == group].sum(axis=1) == pytest.approx(np.ones(len(array)))
+        assert found[:, of == group] == pytest.approx(shares(array[:, of == group], temperature), abs=1e-9)
 
 
 # -- open -------------------------------------------------------------------------------------------------------------
@@ -220,35 +432,266 @@ def test_a_name_weight_outside_0_to_1_is_refused(name_weight: float) -> None:
         Gate(name_weight=name_weight)
 
 
-# -- centroids --------------------------------------------------------------------------------------------------------
+# -- keep -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_centroid_is_the_direction_of_the_mean() -> None:
-    # category 0: (1, 0) + (0, 1) = (1, 1), of length sqrt 2; category 1: its one vector
-    found = centroids(rows([1, 0], [0, 1], [0.6, 0.8]), np.array([0, 0, 1]), 2)
-    assert found == pytest.approx(rows([math.sqrt(0.5), math.sqrt(0.5)], [0.6, 0.8]))
+@pytest.mark.parametrize(("mass", "expected"), [(0.6, [True, False, False]), (0.7, [True, True, False])])
+def test_the_mass_is_a_share_of_what_the_row_sums_to(mass: float, expected: list[bool]) -> None:
+    # of 0.4 the first holds 0.25 / 0.4 = 0.625
+    kept = Gate(mass=mass).keep(np.array([[0.25, 0.1, 0.05]]), rows([0, 0, 0]))
+    assert kept.tolist() == [expected]
 
 
-def test_a_centroid_leans_to_where_more_vectors_are() -> None:
-    # 2 * (1, 0) + (0, 1) = (2, 1), of length sqrt 5
-    found = centroids(rows([1, 0], [1, 0], [0, 1]), np.array([0, 0, 0]), 1)
-    assert found == pytest.approx(rows([2 / math.sqrt(5), 1 / math.sqrt(5)]))
+def test_equal_shares_are_ordered_by_the_scores() -> None:
+    assert Gate(mass=0.5).keep(np.array([[0.5, 0.5]]), rows([0.1, 0.2])).tolist() == [[False, True]]
 
 
-def test_opposite_vectors_have_a_centroid_of_length_1() -> None:
-    found = centroids(rows([0.6, 0.8], [-0.6, -0.8]), np.array([0, 0]), 1)
-    assert np.linalg.norm(found, axis=1) == pytest.approx(1.0)
+@pytest.mark.parametrize("mass", [0.5, 1.0])
+def test_a_row_of_zeros_keeps_nothing(mass: float) -> None:
+    assert Gate(mass=mass).keep(np.zeros((1, 3)), rows([0.1, 0.2, 0.3])).tolist() == [[False, False, False]]
 
 
-def test_opposite_vectors_leave_the_other_centroids_alone() -> None:
-    found = centroids(rows([1, 0], [-1, 0], [0.6, 0.8]), np.array([0, 0, 1]), 2)
-    assert found[1] == pytest.approx([0.6, 0.8])
+# -- tree: its shape --------------------------------------------------------------------------------------------------
+
+PLAIN = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
+PATHS = st.lists(PLAIN, min_size=1, max_size=8, unique=True)
 
 
-def test_where_there_are_no_categories_there_are_no_centroids() -> None:
-    assert centroids(np.zeros((0, 3), dtype=np.float32), np.zeros(0, dtype=np.int64), 0).shape == (0, 3)
+def above(tree: Tree, node: int) -> list[int]:
+    """A node and those that it lies in, from the bottom."""
+    return [] if node < 0 else [node, *above(tree, int(tree.parents[node]))]
 
 
-def test_ten_thousand_categories_of_one_vector_are_their_own_centroids() -> None:
-    vectors = unit(np.random.default_rng(0).normal(size=(10_000, 8)))
-    assert centroids(vectors, np.arange(10_000), 10_000) == pytest.approx(vectors, abs=1e-6)
+def test_a_tree_by_hand() -> None:
+    # nodes: HR, IT, IT/Accounts, in it its own documents and IT/Accounts/Passwords
+    tree = Tree(["HR", "IT/Accounts", "IT/Accounts/Passwords"])
+    assert len(tree) == 5
+    assert tree.parents.tolist() == [-1, -1, 1, 2, 2]
+    assert [level.tolist() for level in tree.levels] == [[0, 1], [2], [3, 4]]
+    assert tree.leaves.tolist() == [0, 3, 4]
+
+
+def test_names_without_slashes_are_all_at_the_top() -> None:
+    tree = Tree(["a", "b", "c"])
+    assert (tree.parents.tolist(), tree.leaves.tolist(), len(tree.levels)) == ([-1, -1, -1], [0, 1, 2], 1)
+
+
+def test_the_leaves_are_in_the_order_of_the_names() -> None:
+    assert Tree(["c", "a", "b"]).leaves.tolist() == [2, 0, 1]
+
+
+@given(PATHS)
+def test_every_name_has_a_leaf_of_its_own_in_which_nothing_lies(names: list[str]) -> None:
+    tree = Tree(names)
+    assert len(set(tree.leaves.tolist())) == len(names)
+    assert not set(tree.leaves.tolist()) & set(tree.parents.tolist())
+
+
+@given(PATHS)
+def test_the_leaves_below_a_node_are_the_names_that_begin_with_its_path(names: list[str]) -> None:
+    tree = Tree(names)
+    below = [{names[i] for i in rows_} for rows_ in tree.spread(numbers(*([i] for i in range(len(names)))))]
+    folders = {"/".join(name.split("/")[:i]) for name in names for i in range(1, name.count("/") + 2)}
+    inside = [{name for name in names if name == folder or name.startswith(f"{folder}/")} for folder in folders]
+    assert {frozenset(found) for found in below} == {frozenset(found) for found in inside} | {
+        frozenset([name]) for name in names
+    }
+
+
+@given(PATHS)
+def test_the_levels_hold_every_node_once_and_parents_come_first(names: list[str]) -> None:
+    tree = Tree(names)
+    assert np.concatenate(tree.levels).tolist() == list(range(len(tree)))
+    for depth, level in enumerate(tree.levels):
+        assert {len(above(tree, node)) for node in level.tolist()} == {depth + 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "depths"),
+    [
+        (["a//b"], [3]),
+        (["/a"], [2]),
+        (["a/"], [2]),
+        (["/"], [2]),
+        (["a", "/a"], [1, 2]),  # a lies in a folder without a name
+        (["a/b", "a//b"], [2, 3]),
+    ],
+)
+def test_an_empty_part_of_a_name_is_a_part(names: list[str], depths: list[int]) -> None:
+    tree = Tree(names)
+    assert [len(above(tree, leaf)) for leaf in tree.leaves.tolist()] == depths
+    assert len(set(tree.leaves.tolist())) == len(names)
+
+
+def test_what_two_leaves_of_a_folder_share_counts_once_in_it() -> None:
+    # nodes: IT, IT/a, IT/b; row 1 is a guest in IT/b
+    assert [part.tolist() for part in Tree(["IT/a", "IT/b"]).spread(numbers([0, 1], [1, 2]))] == [[0, 1, 2], [0, 1], [1, 2]]
+
+
+def test_a_tree_of_no_names_has_no_nodes() -> None:
+    tree = Tree([])
+    assert (len(tree), tree.levels, tree.leaves.tolist(), tree.spread([])) == (0, [], [], [])
+
+
+# -- tree: walking it -------------------------------------------------------------------------------------------------
+
+TWO_BY_TWO = Tree(["A/1", "A/2", "B/1", "B/2"])
+# nodes: A, B, A/1, A/2, B/1, B/2
+SPLIT = rows([math.log(share) for share in (0.7, 0.3, 0.9, 0.1, 0.6, 0.4)])
+EVERY = np.ones(4, dtype=bool)
+
+
+def test_the_probability_of_a_leaf_is_its_share_among_its_siblings_times_that_of_its_parent() -> None:
+    found, opened = TWO_BY_TWO.walk(Gate(mass=1.0, temperature=1.0), SPLIT, EVERY)
+    assert found == pytest.approx(np.array([[0.63, 0.07, 0.18, 0.12]]), abs=1e-6)
+    assert opened.all()
+
+
+@pytest.mark.parametrize(
+    ("mass", "probabilities", "expected"),
+    [
+        # 0.6 at each of two depths: A holds 0.7 of 1; A/1 holds 0.63 of 0.7, which is more than 0.42
+        (0.36, [0.63, 0, 0, 0], [True, False, False, False]),
+        # 0.95: A does not hold it, and B is walked too; all but A/2 hold 0.93 of 1, so that is wanted too
+        (0.9025, [0.63, 0.07, 0.18, 0.12], [True, True, True, True]),
+        # 0.8: A does not hold it; A/1 and B/1 hold 0.81
+        (0.64, [0.63, 0, 0.18, 0], [True, False, True, False]),
+    ],
+)
+def test_a_beam_goes_down_where_the_mass_is(mass: float, probabilities: list[float], expected: list[bool]) -> None:
+    found, opened = TWO_BY_TWO.walk(Gate(mass=mass, temperature=1.0), SPLIT, EVERY)
+    assert found == pytest.approx(np.array([probabilities]), abs=1e-6)
+    assert opened.tolist() == [expected]
+
+
+def test_every_question_goes_its_own_way() -> None:
+    scores = np.concatenate([SPLIT, SPLIT[:, [1, 0, 2, 3, 4, 5]]])  # the second one prefers B
+    _, opened = TWO_BY_TWO.walk(Gate(mass=0.36, temperature=1.0), scores, EVERY)
+    assert opened.tolist() == [[True, False, False, False], [False, False, True, False]]
+
+
+def test_a_leaf_at_the_top_is_compared_with_the_leaves_further_down() -> None:
+    # nodes: A, X, A/1, A/2 with 0.6, 0.4, 0.5, 0.5: X holds 0.4, the others 0.3 each
+    tree, scores = Tree(["A/1", "A/2", "X"]), rows([math.log(share) for share in (0.6, 0.4, 0.5, 0.5)])
+    found, opened = tree.walk(Gate(mass=0.9, temperature=1.0), scores, np.ones(3, dtype=bool), max_categories=1)
+    assert found == pytest.approx(np.array([[0.3, 0.3, 0.4]]), abs=1e-6)
+    assert opened.tolist() == [[False, False, True]]
+
+
+def test_a_leaf_at_the_top_is_left_out_where_those_further_down_hold_the_mass() -> None:
+    # 0.7 at each of two depths. A (0.69) does not hold it, so X (0.2) is kept and B (0.11) is not, which leaves 0.89.
+    # A/1 holds 0.69 * 0.95 = 0.6555, which is more than 0.7 * 0.89 = 0.623
+    tree, scores = Tree(["A/1", "A/2", "B", "X"]), rows([math.log(share) for share in (0.69, 0.11, 0.2, 0.95, 0.05)])
+    _, opened = tree.walk(Gate(mass=0.49, temperature=1.0), scores, EVERY)
+    assert opened.tolist() == [[True, False, False, False]]
+
+
+def test_a_category_that_is_a_folder_too_competes_with_what_lies_in_it() -> None:
+    # nodes: IT, in it its own documents and IT/a, with 0.8 and 0.2
+    found, _ = Tree(["IT", "IT/a"]).walk(
+        Gate(mass=1.0, temperature=1.0), rows([0, math.log(0.8), math.log(0.2)]), np.ones(2, dtype=bool)
+    )
+    assert found == pytest.approx(np.array([[0.8, 0.2]]), abs=1e-6)
+
+
+@given(SCORES, MASSES, TEMPERATURES, st.one_of(st.none(), st.integers(1, 9)))
+def test_without_paths_a_walk_opens_what_the_gate_opens(
+    scores: list[list[float]], mass: float, temperature: float, most: int | None
+) -> None:
+    array = rows(*scores)
+    gate, tree = Gate(mass=mass, temperature=temperature), Tree([f"c{i}" for i in range(array.shape[1])])
+    _, opened = tree.walk(gate, array, np.ones(array.shape[1], dtype=bool), most)
+    assert opened.tolist() == gate.open(array, most).tolist()
+
+
+@given(PATHS, st.data(), MASSES, st.floats(0.05, 2.0))
+def test_a_walk_agrees_with_the_product_of_all_softmaxes(
+    names: list[str], data: st.DataObject, mass: float, temperature: float
+) -> None:
+    tree = Tree(names)
+    flags = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
+    eligible = np.array(data.draw(flags.filter(any)))
+    scores = rows(data.draw(st.lists(COSINES, min_size=len(tree), max_size=len(tree))))
+    alive = {node for leaf in tree.leaves[eligible].tolist() for node in above(tree, leaf)}
+
+    def share(node: int) -> float:
+        siblings = [other for other in alive if tree.parents[other] == tree.parents[node]]
+        weights = {other: math.exp(float(scores[0, other]) / temperature) for other in siblings}
+        return weights[node] / sum(weights.values())
+
+    expected = np.array(
+        [
+            math.prod(share(node) for node in above(tree, leaf)) if ok else 0.0
+            for leaf, ok in zip(tree.leaves.tolist(), eligible, strict=True)
+        ]
+    )
+    found, opened = tree.walk(Gate(mass=mass, temperature=temperature), scores, eligible)
+    assert expected.sum() == pytest.approx(1.0)
+    assert found[0] == pytest.approx(np.where(opened[0], expected, 0.0))
+    assert not (opened[0] & ~eligible).any()
+    assert expected[opened[0]].sum() >= mass - 1e-9
+    everything, all_opened = tree.walk(Gate(mass=1.0, temperature=temperature), scores, eligible)
+    assert everything[0] == pytest.approx(expected)
+    assert all_opened[0].tolist() == eligible.tolist()
+
+
+@given(PATHS, st.data(), st.integers(1, 9))
+def test_max_categories_keeps_the_most_probable_leaves(names: list[str], data: st.DataObject, most: int) -> None:
+    tree = Tree(names)
+    scores = rows(data.draw(st.lists(COSINES, min_size=len(tree), max_size=len(tree), unique=True)))
+    every = np.ones(len(names), dtype=bool)
+    found, wanted = tree.walk(Gate(), scores, every)
+    _, opened = tree.walk(Gate(), scores, every, most)
+    assert opened.sum() == min(most, wanted.sum())
+    assert not (opened & ~wanted).any()
+    assert found[opened].min() >= found[wanted & ~opened].max(initial=0.0)
+
+
+def test_a_mass_of_one_opens_leaves_whose_share_is_too_small_for_a_float() -> None:
+    # e^(-1 / 0.001) = e^-1000 is 0 to a float
+    scores = rows([1, 0, 1, 0, 1, 0])
+    found, opened = TWO_BY_TWO.walk(Gate(mass=1.0, temperature=0.001), scores, np.array([True, True, False, True]))
+    assert found.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    assert opened.tolist() == [[True, True, False, True]]
+
+
+def test_what_may_not_be_opened_takes_no_share() -> None:
+    # without A/1, A has only A/2, and with B alone there is no choice at the top
+    gate = Gate(mass=1.0, temperature=1.0)
+    found, _ = TWO_BY_TWO.walk(gate, SPLIT, np.array([False, True, True, True]))
+    assert found == pytest.approx(np.array([[0, 0.7, 0.18, 0.12]]), abs=1e-6)
+    found, _ = TWO_BY_TWO.walk(gate, SPLIT, np.array([False, False, True, True]))
+    assert found == pytest.approx(np.array([[0, 0, 0.6, 0.4]]), abs=1e-6)
+
+
+@pytest.mark.parametrize("mass", [0.9, 1.0])
+def test_where_nothing_may_be_opened_nothing_is(mass: float) -> None:
+    found, opened = TWO_BY_TWO.walk(Gate(mass=mass), SPLIT, np.zeros(4, dtype=bool))
+    assert (found.tolist(), opened.tolist()) == ([[0.0] * 4], [[False] * 4])
+
+
+def test_a_walk_among_no_categories_opens_none() -> None:
+    found, opened = Tree([]).walk(Gate(), np.zeros((2, 0), dtype=np.float32), np.zeros(0, dtype=bool))
+    assert (found.shape, opened.shape) == ((2, 0), (2, 0))
+
+
+def test_no_questions_walk_nowhere() -> None:
+    found, opened = TWO_BY_TWO.walk(Gate(), np.zeros((0, 6), dtype=np.float32), EVERY)
+    assert (found.shape, opened.shape) == ((0, 4), (0, 4))
+
+
+def test_ten_thousand_categories_are_summarised_scored_and_walked_in_seconds() -> None:
+    random = np.random.default_rng(0)
+    vectors = unit(random.normal(size=(30_000, 16)))
+    started = time.process_time()
+    tree = Tree([f"{i % 10}/{i // 10 % 10}/{i}" for i in range(10_000)])
+    members = tree.spread(list(np.arange(30_000).reshape(10_000, 3)))
+    names = tree.spread(list(np.arange(10_000)[:, None]))
+    owners = np.repeat(np.arange(len(tree)), [len(own) for own in names])
+    queries = vectors[[3 * 1234, 3 * 5678]]
+    scores = Gate().scores(queries, queries, vectors[::3][np.concatenate(names)], owners, summarize(vectors, members))
+    _, opened = tree.walk(Gate(mass=1.0), scores, np.ones(10_000, dtype=bool), max_categories=1)
+    seconds = time.process_time() - started
+    assert (scores[0, tree.leaves].argmax(), scores[1, tree.leaves].argmax()) == (1234, 5678)
+    assert opened.sum(axis=1).tolist() == [1, 1]
+    assert seconds < 15  # takes less than one; what grows with the square of the categories takes minutes

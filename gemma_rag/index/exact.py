@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Scored(NamedTuple):
-    """The documents that were scored for one question, in the index's order.
+    """The documents that were scored for one question.
 
     Attributes:
         places: int64 of shape ``(n,)``: places of the documents in the index.
@@ -48,7 +49,8 @@ class ExactIndex:
         self._first_rows = np.concatenate([np.zeros(1, dtype=np.int64), changes])[: len(documents)]
         self.documents = documents[self._first_rows]
         self.codes = codes[self._first_rows]
-        self.row_places = np.repeat(np.arange(len(self.documents)), np.diff(np.append(self._first_rows, len(documents))))
+        self._lengths = np.diff(np.append(self._first_rows, len(documents)))
+        self.row_places = np.repeat(np.arange(len(self.documents)), self._lengths)
         self._row_bounds = np.searchsorted(codes, np.arange(categories + 1))
         self._place_bounds = np.searchsorted(self.codes, np.arange(categories + 1))
 
@@ -71,7 +73,31 @@ class ExactIndex:
             for question, row_scores in zip(asking, scores, strict=True):
                 best, rows = self.best_of_documents(row_scores, int(code))
                 parts[question].append(Scored(places, best, rows))
-        return [_joined(found) for found in parts]
+        return [joined(found) for found in parts]
+
+    def score(self, query: Floats, places: Ints) -> Scored:
+        """Score documents by their places, whatever their categories.
+
+        Args:
+            query: float32 of shape ``(d,)``, norm 1.
+            places: Shape ``(n,)``, without repeats.
+        """
+        if not len(places):
+            return joined([])
+        rows = self.rows_of(places)
+        lengths = self._lengths[places]
+        scores = np.clip(self._vectors[rows] @ query, -1.0, 1.0)
+        starts = np.cumsum(lengths) - lengths
+        best = np.maximum.reduceat(scores, starts)
+        first = np.flatnonzero(scores == np.repeat(best, lengths))
+        owners = np.repeat(np.arange(len(places)), lengths)[first]
+        return Scored(places, best, rows[first[np.searchsorted(owners, np.arange(len(places)))]])
+
+    def rows_of(self, places: Ints) -> Ints:
+        """The rows of documents, in the order of the places."""
+        lengths = self._lengths[places]
+        starts = np.cumsum(lengths) - lengths
+        return np.repeat(self._first_rows[places] - starts, lengths) + np.arange(int(lengths.sum()))
 
     def best_of_documents(self, row_scores: Floats, code: int) -> tuple[Floats, Ints]:
         """The best row of each document of a category, and its score.
@@ -92,7 +118,9 @@ class ExactIndex:
         return best, first + rows[np.searchsorted(owners, np.arange(len(starts)))]
 
 
-def _joined(parts: list[Scored]) -> Scored:
+def joined(parts: Sequence[Scored]) -> Scored:
+    """Documents that were scored in several parts, as one."""
+    parts = [part for part in parts if len(part.places)]
     if len(parts) == 1:
         return parts[0]
     if not parts:

@@ -16,7 +16,7 @@ from gemma_rag.errors import KnowledgeBaseError
 from gemma_rag.storage.files import canonical_json, replace_file
 
 FORMAT = "gemma-rag knowledge base"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -30,6 +30,15 @@ class Segment(BaseModel):
     count: int
     vectors_sha256: str
     rows_sha256: str
+
+
+class Attachment(BaseModel):
+    """A file that goes with the folder: what was learned from labelled questions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    sha256: str
 
 
 class Manifest(BaseModel):
@@ -50,6 +59,7 @@ class Manifest(BaseModel):
     categories: int = 0
     content_sha256: str = Field(default="0" * 64, description="Sum, modulo 2^256, of a SHA-256 of every row.")
     segments: list[Segment] = []
+    attachments: dict[str, Attachment] = {}
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -23,15 +23,16 @@ from gemma_rag.storage.segments import CURE, Ints, Segments
 from gemma_rag.vectors import Floats
 
 DATABASE = "documents.sqlite"
+ATTACHED = "attached-"
 LIVE = "born <= :generation AND (died IS NULL OR died > :generation)"
 """Condition on a row: it belongs to the generation."""
 
 
 class StoredCategory(NamedTuple):
-    """A category with the vector of its name and description, shape ``(dimensions,)``."""
+    """A category with its vectors, shape ``(1 + examples, dimensions)``: of name and description, then of each example."""
 
     category: Category
-    vector: Floats
+    vectors: Floats
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Snapshot:
         chunks: int64 of shape ``(chunks,)``: the chunk of each row.
         documents: int64 of shape ``(chunks,)``: the document of each row.
         codes: int64 of shape ``(chunks,)``: the category of each row, an index into `categories`.
+        guests: int64 of shape ``(m, 2)``, sorted: a row, and a further category that its document belongs to.
         categories: Those that have documents, sorted by name.
     """
 
@@ -52,6 +54,7 @@ class Snapshot:
     chunks: Ints
     documents: Ints
     codes: Ints
+    guests: Ints
     categories: tuple[StoredCategory, ...]
 
 
@@ -71,6 +74,7 @@ class Reader:
         self._guard = threading.RLock()
         self._close = weakref.finalize(self, database.close)  # nobody has to close a knowledge base in memory
         self._segments = Segments(path, manifest.space.dimensions)
+        self._files: dict[str, bytes] = {}  # attachments of a store in memory
 
     def close(self) -> None:
         """Let go of the database file."""
@@ -93,13 +97,14 @@ class Reader:
         """Everything that a search needs, of the current generation."""
         with self._reading():
             live = self._select(
-                "SELECT chunks.seq, documents.seq, documents.category "
+                "SELECT chunks.seq, documents.seq, documents.category, documents.also_in "
                 "FROM chunks JOIN documents ON documents.seq = chunks.document "
                 f"WHERE {LIVE} ORDER BY documents.category, documents.seq, chunks.start, chunks.seq"
             )
             chunks = np.array([row[0] for row in live], dtype=np.int64)
             documents = np.array([row[1] for row in live], dtype=np.int64)
-            used = sorted({row[2] for row in live})
+            further = [(i, name) for i, row in enumerate(live) if row[3] != "[]" for name in json.loads(row[3])]
+            used = sorted({row[2] for row in live} | {name for _, name in further})
             code = {name: i for i, name in enumerate(used)}
             codes = np.array([code[row[2]] for row in live], dtype=np.int64)
             known = {item.category.name: item for item in self.stored_categories()}
@@ -111,17 +116,21 @@ class Reader:
                 chunks=chunks,
                 documents=documents,
                 codes=codes,
+                guests=np.array(sorted((i, code[name]) for i, name in further), dtype=np.int64).reshape(-1, 2),
                 categories=tuple(known[name] for name in used),
             )
 
     def stored_categories(self) -> list[StoredCategory]:
         """Every category that was ever described or used, sorted by name."""
         with self._reading():
-            rows = self._select(f"SELECT name, description, vector FROM categories WHERE {LIVE} ORDER BY name")
-        return [
-            StoredCategory(Category(name=name, description=text), np.frombuffer(blob, dtype="<f4").astype(np.float32))
-            for name, text, blob in rows
-        ]
+            rows = self._select(f"SELECT name, description, examples, vectors FROM categories WHERE {LIVE} ORDER BY name")
+            return [
+                StoredCategory(
+                    Category(name=name, description=text, examples=tuple(json.loads(examples))),
+                    np.frombuffer(blob, dtype="<f4").astype(np.float32).reshape(-1, self.manifest.space.dimensions),
+                )
+                for name, text, examples, blob in rows
+            ]
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each document that is there, by id."""
@@ -159,7 +168,7 @@ class Reader:
             for batch in _batches([int(number) for number in numbers]):
                 marks = ",".join("?" * len(batch))
                 rows = self._database.execute(
-                    f"SELECT seq, id, category, title, text, metadata FROM documents WHERE seq IN ({marks})",
+                    f"SELECT seq, id, category, title, text, metadata, also_in FROM documents WHERE seq IN ({marks})",
                     batch,
                 )
                 found.update({row[0]: _document(row[1:]) for row in rows})
@@ -183,13 +192,31 @@ class Reader:
     def all_documents(self) -> Iterator[Document]:
         """Every document, in the order in which they came."""
         with self._reading():
-            rows = self._select(f"SELECT id, category, title, text, metadata FROM documents WHERE {LIVE} ORDER BY seq")
+            rows = self._select(f"SELECT id, category, title, text, metadata, also_in FROM documents WHERE {LIVE} ORDER BY seq")
         return map(_document, rows)
 
     def metadata(self) -> dict[int, dict[str, Any]]:
         """The metadata of every document by its number."""
         with self._reading():
             return {seq: json.loads(text) for seq, text in self._select(f"SELECT seq, metadata FROM documents WHERE {LIVE}")}
+
+    def attachment(self, name: str) -> bytes | None:
+        """What `Store.attach` kept under a name, or None.
+
+        Raises:
+            KnowledgeBaseError: The file is missing, or not what was written.
+        """
+        with self._reading():
+            item = self.manifest.attachments.get(name)
+            if item is None:
+                return None
+            try:
+                data = self._files[item.file] if self.path is None else (self.path / item.file).read_bytes()
+            except OSError as error:
+                raise KnowledgeBaseError(f"{self._name(item.file)} is missing or cannot be read: {error}. {CURE}") from error
+            if hashlib.sha256(data).hexdigest() != item.sha256:
+                raise KnowledgeBaseError(f"{self._name(item.file)} is damaged: its checksum is wrong. {CURE}")
+            return data
 
     def vectors_of(self, chunks: Ints) -> Floats:
         """The vectors of chunks by their numbers, in that order."""
@@ -207,7 +234,7 @@ class Reader:
             numbers = [row[0] for row in self._select(f"SELECT seq FROM documents WHERE {LIVE}")]
             digests = [self._row_digest(number) for number in numbers]
             content = sum(digest for digest, _ in digests)
-            for row in self._select(f"SELECT name, description, vector FROM categories WHERE {LIVE}"):
+            for row in self._select(f"SELECT name, description, examples, vectors FROM categories WHERE {LIVE}"):
                 content += category_digest(*row)
         found = (len(numbers), sum(count for _, count in digests), f"{content % 2**256:064x}")
         expected = (self.manifest.documents, self.manifest.chunks, self.manifest.content_sha256)
@@ -220,7 +247,7 @@ class Reader:
     def _row_digest(self, seq: int) -> tuple[int, int]:
         """A number that stands for a document's whole row and its chunks, and how many chunks it has."""
         row = self._database.execute(
-            "SELECT id, category, title, text, metadata, hash FROM documents WHERE seq = ?", (seq,)
+            "SELECT id, category, also_in, title, text, metadata, hash FROM documents WHERE seq = ?", (seq,)
         ).fetchone()
         chunks = self._database.execute(
             "SELECT seq, start, stop, headings FROM chunks WHERE document = ? ORDER BY seq", (seq,)
@@ -270,13 +297,16 @@ class Reader:
             raise KnowledgeBaseError(f"{self._name()} cannot be written: {error}") from error
 
 
-def category_digest(name: str, description: str, vector: bytes) -> int:
+def category_digest(name: str, description: str, examples: str, vectors: bytes) -> int:
     """A number that stands for a category's whole row."""
-    return int.from_bytes(hashlib.sha256(canonical_json([name, description, vector.hex()]).encode()).digest(), "big")
+    row = canonical_json([name, description, examples, vectors.hex()])
+    return int.from_bytes(hashlib.sha256(row.encode("utf-8", "surrogatepass")).digest(), "big")
 
 
 def _document(row: Sequence[Any]) -> Document:
-    return Document.model_construct(id=row[0], category=row[1], title=row[2], text=row[3], metadata=json.loads(row[4]))
+    return Document.model_construct(
+        id=row[0], category=row[1], title=row[2], text=row[3], metadata=json.loads(row[4]), also_in=tuple(json.loads(row[5]))
+    )
 
 
 def _chunk(row: Sequence[Any]) -> Chunk:

@@ -6,6 +6,7 @@ A folder holds
     documents.sqlite     documents, chunks, categories; each row with the generation that it was born in and died in
     vectors-<g>.npy      float32 (n, dimensions), written once by generation g
     rows-<g>.npy         int64 (n,), the chunk that each vector belongs to
+    attached-<g>-<name>  what was learned from labelled questions, written once by generation g
     lock                 held by the one process that writes
 
 A commit writes the new vector files, then the rows of the next generation, and last replaces the manifest, which is
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
+import json
 import shutil
 import sqlite3
 import uuid
@@ -29,9 +32,9 @@ import numpy as np
 from gemma_rag.documents import Chunk, Document
 from gemma_rag.encoders.base import Space
 from gemma_rag.errors import InputError, KnowledgeBaseError
-from gemma_rag.storage.files import LOCK, canonical_json, connect, locked, remove_abandoned, sync_folder
-from gemma_rag.storage.manifest import Manifest, Segment, read_manifest, write_manifest
-from gemma_rag.storage.reader import DATABASE, LIVE, Reader, StoredCategory, category_digest
+from gemma_rag.storage.files import LOCK, canonical_json, connect, locked, remove_abandoned, sync, sync_folder
+from gemma_rag.storage.manifest import Attachment, Manifest, Segment, read_manifest, write_manifest
+from gemma_rag.storage.reader import ATTACHED, DATABASE, LIVE, Reader, StoredCategory, category_digest
 from gemma_rag.storage.segments import Ints
 from gemma_rag.vectors import Floats
 
@@ -40,15 +43,16 @@ _OPEN_TRIES = 5  # a writer may replace the files between our reading of the man
 
 _SCHEMA = """
 CREATE TABLE documents (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, category TEXT NOT NULL, title TEXT NOT NULL,
-    text TEXT NOT NULL, metadata TEXT NOT NULL, hash TEXT NOT NULL, born INTEGER NOT NULL, died INTEGER);
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, category TEXT NOT NULL, also_in TEXT NOT NULL,
+    title TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL, hash TEXT NOT NULL, born INTEGER NOT NULL, died INTEGER);
 CREATE INDEX documents_by_id ON documents (id);
 CREATE TABLE chunks (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER NOT NULL REFERENCES documents (seq),
     start INTEGER NOT NULL, stop INTEGER NOT NULL, headings TEXT NOT NULL);
 CREATE INDEX chunks_by_document ON chunks (document);
 CREATE TABLE categories (
-    name TEXT NOT NULL, description TEXT NOT NULL, vector BLOB NOT NULL, born INTEGER NOT NULL, died INTEGER);
+    name TEXT NOT NULL, description TEXT NOT NULL, examples TEXT NOT NULL, vectors BLOB NOT NULL, born INTEGER NOT NULL,
+    died INTEGER);
 """
 
 
@@ -94,6 +98,8 @@ class Store(Reader):
                 store._segments.check(manifest.segments, checksums=verify)
                 if verify:
                     store._check_rows()
+                    for name in manifest.attachments:
+                        store.attachment(name)
             except BaseException as error:
                 store.close()
                 if left and isinstance(error, KnowledgeBaseError) and read_manifest(path).generation != manifest.generation:
@@ -129,10 +135,36 @@ class Store(Reader):
                     if self.path is not None:
                         write_manifest(self.path, manifest)
             except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                if self.path is not None:
-                    self.manifest = read_manifest(self.path)
+                self._recover()
+                raise
+            self.manifest = manifest
+            self._sweep(before, manifest)
+
+    def attach(self, files: Mapping[str, bytes | None]) -> None:
+        """Keep files with the folder, or let go of them (None), as one generation.
+
+        Args:
+            files: Contents by name.
+
+        Raises:
+            KnowledgeBaseError: Another process is writing, or the disk failed.
+        """
+        with self._guard, self._writing():
+            before = self.manifest
+            generation = before.generation + 1
+            try:
+                with self._explained():
+                    self._database.execute("BEGIN IMMEDIATE")
+                    self._undo_after(before.generation)
+                    self._database.execute("COMMIT")
+                    kept = {name: item for name, item in before.attachments.items() if name not in files}
+                    new = {name: data for name, data in files.items() if data is not None}
+                    kept |= {name: self._write_file(generation, name, data) for name, data in new.items()}
+                    manifest = before.model_copy(update={"generation": generation, "attachments": kept})
+                    if self.path is not None:
+                        write_manifest(self.path, manifest)
+            except BaseException:
+                self._recover()
                 raise
             self.manifest = manifest
             self._sweep(before, manifest)
@@ -178,9 +210,32 @@ class Store(Reader):
             if manifest.chunks:
                 snapshot = self.snapshot()
                 manifest.segments = [copy._segments.write(manifest.generation, snapshot.vectors, snapshot.chunks)]
+            manifest.attachments = {
+                name: copy._write_file(manifest.generation, name, data)
+                for name in self.manifest.attachments
+                if (data := self.attachment(name)) is not None
+            }
             write_manifest(folder, manifest)
         finally:
             copy.close()
+
+    def _recover(self) -> None:
+        """After a failure: back to what the folder says, which may be the new state."""
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+        if self.path is not None:
+            self.manifest = read_manifest(self.path)
+
+    def _write_file(self, generation: int, name: str, data: bytes) -> Attachment:
+        file = f"{ATTACHED}{generation}-{name}"
+        if self.path is None:
+            self._files[file] = data
+        else:
+            with (self.path / file).open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                sync(stream.fileno())
+        return Attachment(file=file, sha256=hashlib.sha256(data).hexdigest())
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -215,10 +270,12 @@ class Store(Reader):
             if len(places) != len(vectors) or not len(places):
                 raise InputError(f"document {document.id!r} came with {len(places)} chunks and {len(vectors)} vectors")
             seq = run(
-                "INSERT INTO documents (id, category, title, text, metadata, hash, born) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO documents (id, category, also_in, title, text, metadata, hash, born) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     document.id,
                     document.category,
+                    canonical_json(document.also_in),
                     document.title,
                     document.text,
                     canonical_json(document.metadata),
@@ -234,25 +291,27 @@ class Store(Reader):
                 numbers.append(int(row.lastrowid or 0))
             digest, count = self._row_digest(int(seq or 0))
             content, documents, chunks = content + digest, documents + 1, chunks + count
-        for category, vector in categories:
+        for category, vectors in categories:
             for old in self._select(
-                f"SELECT rowid, name, description, vector FROM categories WHERE name = :name AND {LIVE}", name=category.name
+                f"SELECT rowid, name, description, examples, vectors FROM categories WHERE name = :name AND {LIVE}",
+                name=category.name,
             ):
                 content -= category_digest(*old[1:])
                 run("UPDATE categories SET died = ? WHERE rowid = ?", (generation, old[0]))
-            blob = np.asarray(vector, dtype="<f4").tobytes()
+            blob = np.asarray(vectors, dtype="<f4").tobytes()
+            examples = canonical_json(category.examples)
             run(
-                "INSERT INTO categories (name, description, vector, born) VALUES (?, ?, ?, ?)",
-                (category.name, category.description, blob, generation),
+                "INSERT INTO categories (name, description, examples, vectors, born) VALUES (?, ?, ?, ?, ?)",
+                (category.name, category.description, examples, blob, generation),
             )
-            content += category_digest(category.name, category.description, blob)
-        named = run(f"SELECT count(DISTINCT category) FROM documents WHERE {LIVE}", {"generation": generation}).fetchone()[0]
+            content += category_digest(category.name, category.description, examples, blob)
+        used = run(f"SELECT DISTINCT category, also_in FROM documents WHERE {LIVE}", {"generation": generation}).fetchall()
         manifest = before.model_copy(
             update={
                 "generation": generation,
                 "documents": documents,
                 "chunks": chunks,
-                "categories": named,
+                "categories": len({name for first, further in used for name in (first, *json.loads(further))}),
                 "content_sha256": f"{content % 2**256:064x}",
                 "segments": self._write_vectors(before, generation, chunks, entries, np.array(numbers, dtype=np.int64)),
             }
@@ -318,3 +377,9 @@ class Store(Reader):
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
         self._segments.sweep(now.segments)
+        kept = {item.file for item in now.attachments.values()}
+        self._files = {file: data for file, data in self._files.items() if file in kept}
+        for left in [] if self.path is None else self.path.glob(f"{ATTACHED}*"):
+            if left.name not in kept:
+                with contextlib.suppress(OSError):  # a reader on Windows holds it; the next commit tries again
+                    left.unlink()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_rag.index.exact import ExactIndex
+from gemma_rag.index.exact import ExactIndex, Scored, joined
 from gemma_rag.vectors import Floats, unit
 
 DIRECTIONS = np.array([[1, 0], [0, 1], [0.6, 0.8], [-0.8, 0.6], [-1, 0]], dtype=np.float32)
@@ -106,6 +107,28 @@ def test_a_thousand_documents_of_many_dimensions_agree_with_brute_force(seed: in
         assert scored.scores == pytest.approx(expected[i, scored.places], abs=1e-5)
 
 
+@given(cases(), st.data())
+def test_documents_scored_by_their_places_score_as_in_a_search_of_everything(case: Case, data: st.DataObject) -> None:
+    index = case.index
+    places = np.array(data.draw(st.lists(st.sampled_from(range(len(index.documents))), unique=True)) if len(case.codes) else [])
+    everything = case._replace(opened=np.ones_like(case.opened))
+    for i, query in enumerate(case.queries):
+        expected = {document: (score, row) for document, score, row in brute_force(everything, i)}
+        found = index.score(query, places.astype(np.int64))
+        assert found.places.tolist() == places.tolist()
+        for document, score, row in zip(index.documents[found.places].tolist(), found.scores, found.rows, strict=True):
+            assert (score, row) == (pytest.approx(expected[document][0], abs=1e-6), expected[document][1])
+
+
+@given(cases(), st.randoms(use_true_random=False))
+def test_the_rows_of_documents_come_in_the_order_of_the_places(case: Case, random: Random) -> None:
+    index = case.index
+    places = list(range(len(index.documents)))
+    random.shuffle(places)
+    by_place = [np.flatnonzero(index.row_places == place).tolist() for place in places]
+    assert index.rows_of(np.array(places, dtype=np.int64)).tolist() == [row for rows in by_place for row in rows]
+
+
 def small_index() -> ExactIndex:
     # category 0: document 7 with rows 0 and 1, document 5 with row 2; category 1: document 9 with row 3
     vectors = np.array([[1, 0], [0.6, 0.8], [0, 1], [0.8, 0.6]], dtype=np.float32)
@@ -120,6 +143,31 @@ def test_the_best_chunk_of_each_document_by_hand() -> None:
         (1, pytest.approx(1.0), 2),
         (2, pytest.approx(0.6), 3),
     ]
+
+
+def test_documents_scored_by_their_places_by_hand() -> None:
+    # against (0, 1) the rows score 0, 0.8, 1, 0.6; places 2 and 0 are documents 9 and 7, of two categories
+    found = small_index().score(np.array([0, 1], dtype=np.float32), np.array([2, 0]))
+    assert (found.places.tolist(), found.rows.tolist()) == ([2, 0], [3, 1])
+    assert found.scores == pytest.approx([0.6, 0.8])
+
+
+def test_the_rows_of_documents_by_hand() -> None:
+    assert small_index().rows_of(np.array([2, 0])).tolist() == [3, 0, 1]
+
+
+def test_no_places_have_no_scores() -> None:
+    found = small_index().score(np.array([0, 1], dtype=np.float32), np.zeros(0, dtype=np.int64))
+    assert [(len(column), column.dtype) for column in found] == [(0, np.int64), (0, np.float32), (0, np.int64)]
+
+
+def test_no_places_have_no_rows() -> None:
+    assert small_index().rows_of(np.zeros(0, dtype=np.int64)).tolist() == []
+
+
+def test_scores_by_places_are_float32_and_rows_int64() -> None:
+    found = small_index().score(np.array([0, 1], dtype=np.float32), np.array([1]))
+    assert [column.dtype for column in found] == [np.int64, np.float32, np.int64]
 
 
 def test_each_question_has_its_own_gate() -> None:
@@ -156,6 +204,34 @@ def test_scores_that_rounding_puts_above_1_are_clipped() -> None:
     vector = unit(np.random.default_rng(1).normal(size=(200, 301)))
     index = ExactIndex(vector, np.arange(200), np.zeros(200, dtype=np.int64), 1)
     assert max(scored.scores.max() for scored in index.search(vector, np.ones((200, 1), dtype=bool))) <= 1.0
+
+
+def test_scores_by_places_that_rounding_puts_above_1_are_clipped() -> None:
+    vectors = unit(np.random.default_rng(1).normal(size=(200, 301)))
+    index = ExactIndex(vectors, np.arange(200), np.zeros(200, dtype=np.int64), 1)
+    assert max((vectors @ vector).max() for vector in vectors) > 1.0  # else this tests nothing
+    assert max(index.score(vector, np.arange(200)).scores.max() for vector in vectors) <= 1.0
+
+
+def scored(*places: int) -> Scored:
+    return Scored(np.array(places), np.array(places, dtype=np.float32) / 10, np.array(places) + 100)
+
+
+def test_parts_are_joined_in_their_order() -> None:
+    whole = joined([scored(4, 5), scored(), scored(1)])
+    assert whole.places.tolist() == [4, 5, 1]
+    assert whole.scores == pytest.approx([0.4, 0.5, 0.1])
+    assert whole.rows.tolist() == [104, 105, 101]
+
+
+@pytest.mark.parametrize("parts", [[scored(4, 5)], [scored(), scored(4, 5)], [scored(4), scored(5)]])
+def test_the_types_of_joined_parts_are_those_of_scores(parts: list[Scored]) -> None:
+    assert [column.dtype for column in joined(parts)] == [np.int64, np.float32, np.int64]
+
+
+@pytest.mark.parametrize("parts", [[], [scored()], [scored(), scored()]])
+def test_nothing_joined_is_nothing(parts: list[Scored]) -> None:
+    assert [(len(column), column.dtype) for column in joined(parts)] == [(0, np.int64), (0, np.float32), (0, np.int64)]
 
 
 def test_an_empty_index_has_no_documents() -> None:

@@ -128,9 +128,10 @@ def test_json_that_is_no_object_is_refused(folder, text):
     expect_error(folder, "manifest.json was not written by gemma-rag")
 
 
-def test_a_newer_version_is_refused_with_both_versions(folder):
-    change(folder, version=2)
-    expect_error(folder, "manifest.json is of format version 2", "reads version 1")
+@pytest.mark.parametrize("version", [1, 3], ids=["older", "newer"])
+def test_another_version_is_refused_with_both_versions_and_the_cure(folder, version):
+    change(folder, version=version)
+    expect_error(folder, f"manifest.json is of format version {version}", "reads version 2", "index the documents anew")
 
 
 @pytest.mark.parametrize(

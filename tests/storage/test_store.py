@@ -35,8 +35,14 @@ def entry(document_id: str, text: str = "", category: str = "fruit", pieces: int
 
 def put(store: Store, *entries: Entry, delete: tuple[str, ...] = ()) -> None:
     """Commit entries, and the categories that they are the first to use."""
-    new = {item.document.category for item in entries} - {item.category.name for item in store.stored_categories()}
-    store.commit(entries, delete, [StoredCategory(Category(name=name), vector_of(name)) for name in sorted(new)])
+    used = {name for item in entries for name in (item.document.category, *item.document.also_in)}
+    new = used - {item.category.name for item in store.stored_categories()}
+    store.commit(entries, delete, [described(Category(name=name)) for name in sorted(new)])
+
+
+def described(category: Category) -> StoredCategory:
+    """A category with the vectors of its text and of its examples."""
+    return StoredCategory(category, np.stack([vector_of(text) for text in (category.text, *category.examples)]))
 
 
 def rows(store: Store) -> list[tuple[str, str, str, bytes]]:
@@ -128,10 +134,81 @@ def test_a_new_version_replaces_the_old(store):
 
 def test_a_category_described_anew_replaces_the_old(store):
     put(store, entry("a"))
-    new = StoredCategory(Category(name="fruit", description="grows on trees"), vector_of("other"))
+    new = described(Category(name="fruit", description="grows on trees"))
     store.commit(categories=[new])
     (found,) = store.snapshot().categories
-    assert (found.category, found.vector.tobytes()) == (new.category, new.vector.tobytes())
+    assert (found.category, found.vectors.tobytes()) == (new.category, new.vectors.tobytes())
+
+
+def test_examples_come_back_with_their_vectors(store):
+    put(store, entry("a"))
+    new = described(Category(name="fruit", examples=("Is it ripe?", "有多甜？")))
+    store.commit(categories=[new])
+    (found,) = store.snapshot().categories
+    assert (found.category, found.vectors.shape, found.vectors.tobytes()) == (new.category, (3, 4), new.vectors.tobytes())
+
+
+def test_examples_that_were_taken_back_are_gone(store):
+    store.commit([entry("a")], categories=[described(Category(name="fruit", examples=("Is it ripe?",)))])
+    store.commit(categories=[described(Category(name="fruit"))])
+    (found,) = store.snapshot().categories
+    assert (found.category.examples, found.vectors.shape) == ((), (1, 4))
+
+
+# -- further categories ---------------------------------------------------------------------------------------------
+
+
+def guests(store: Store) -> list[tuple[str, str]]:
+    """Each row that belongs to a further category: the chunk's text, and that category."""
+    snapshot, texts = store.snapshot(), [text for _, _, text, _ in rows(store)]
+    return [(texts[row], snapshot.categories[code].category.name) for row, code in snapshot.guests.tolist()]
+
+
+def test_further_categories_come_back_in_their_order(store):
+    put(store, entry("a", also_in=("z", "名/x", "b")))
+    assert store.get("a")[0].also_in == ("z", "名/x", "b")
+
+
+def test_every_chunk_is_a_guest_of_every_further_category(store):
+    put(store, entry("a", "aabb", "traffic", pieces=2, also_in=("z", "fruit")), entry("b", "cc"))
+    assert guests(store) == [("aa", "fruit"), ("aa", "z"), ("bb", "fruit"), ("bb", "z")]
+
+
+def test_a_store_without_further_categories_has_no_guests(store):
+    put(store, entry("a"))
+    assert store.snapshot().guests.shape == (0, 2)
+
+
+def test_a_category_that_has_guests_alone_is_counted_and_listed(store):
+    put(store, entry("a", also_in=("z",)), entry("b", also_in=("z", "fruity")))
+    names = [item.category.name for item in store.snapshot().categories]
+    assert (names, store.manifest.categories) == (["fruit", "fruity", "z"], 3)
+
+
+@pytest.mark.parametrize("change", ["updated", "deleted"])
+def test_a_category_whose_last_guest_left_is_no_longer_counted(store, change):
+    put(store, entry("a", also_in=("z",)), entry("b"))
+    put(store, *([entry("a")] if change == "updated" else []), delete=("a",) if change == "deleted" else ())
+    assert (guests(store), store.manifest.categories) == ([], 1)
+
+
+def test_a_changed_further_category_in_the_database_is_noticed(folder):
+    put(folder, entry("a", also_in=("zebras",)))
+    file = folder.path / "documents.sqlite"
+    file.write_bytes(file.read_bytes().replace(b'["zebras"]', b'["zebrax"]'))
+    with pytest.raises(KnowledgeBaseError, match=r"documents\.sqlite is damaged"):
+        Store.open(folder.path)
+
+
+def test_a_changed_example_in_the_database_is_noticed(folder):
+    folder.commit([entry("a")], categories=[described(Category(name="fruit", examples=("Is it ripe?",)))])
+    file = folder.path / "documents.sqlite"
+    file.write_bytes(file.read_bytes().replace(b"Is it ripe?", b"Is it rope?"))
+    with pytest.raises(KnowledgeBaseError, match=r"documents\.sqlite is damaged"):
+        Store.open(folder.path)
+
+
+# -- deleting and replacing -----------------------------------------------------------------------------------------
 
 
 def test_a_deleted_document_has_no_rows(store):
@@ -216,10 +293,10 @@ def test_a_copy_does_not_hold_deleted_texts(store, tmp_path):
 
 
 def test_a_copy_has_the_same_rows(store, tmp_path):
-    put(store, entry("a", category="z", pieces=2), entry("b"), entry("c"))
+    put(store, entry("a", category="z", pieces=2, also_in=("y", "fruit")), entry("b"), entry("c"))
     put(store, entry("b", "new"), delete=("c",))
     with closing(store.save(tmp_path / "copy")) as copy:
-        assert rows(copy) == rows(store)
+        assert (rows(copy), guests(copy)) == (rows(store), guests(store))
 
 
 def test_a_copy_has_one_segment_of_live_rows(store, tmp_path):
@@ -300,6 +377,7 @@ READS = {
     "chunk_places": lambda store, seen: [store.chunk_places(seen.chunks.tolist())[n] for n in seen.chunks.tolist()],
     "metadata": lambda store, seen: [store.metadata()[number] for number in seen.documents.tolist()],
     "categories": lambda store, seen: [item.category for item in store.stored_categories()],
+    "guests": lambda store, seen: guests(store),
     "vectors": lambda store, seen: store.vectors_of(seen.chunks).tolist(),
     "rows": lambda store, seen: rows(store),
 }
@@ -313,7 +391,7 @@ REWRITES = {
 @pytest.mark.parametrize("rewrite", REWRITES)
 @pytest.mark.parametrize("read", READS)
 def test_a_reader_of_an_older_generation_gets_what_was_there_or_is_told_to_refresh(folder, read, rewrite):
-    put(folder, *(entry(str(i), metadata={"i": i}) for i in range(3)))
+    put(folder, *(entry(str(i), metadata={"i": i}, also_in=("others",)) for i in range(3)))
     with closing(Store.open(folder.path)) as reader:
         seen = reader.snapshot()
         before = READS[read](reader, seen)

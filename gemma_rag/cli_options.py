@@ -1,0 +1,55 @@
+"""What the commands share: options, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gemma_rag.errors import InputError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="embeddinggemma (the default), embeddinggemma-2, minilm (offline, English), an id on the hub, or a folder.",
+        show_default=False,
+    ),
+]
+Dimensions = Annotated[int | None, typer.Option(help="Matryoshka dimension: 768, 512, 256 or 128.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. Default: the best there is.", show_default=False)]
+Labelled = Annotated[Path, typer.Argument(help="A .jsonl file: question and relevant, a list of ids, on each line.")]
+Split = Annotated[str | None, typer.Option(help="Use the questions of this split only.", show_default=False)]
+BaseFolder = Annotated[Path, typer.Argument(metavar="KB", help="The folder of the knowledge base.")]
+
+
+def settings_from(as_json: bool, **given: Any) -> Any:
+    """The encoder's settings, from the options that were given."""
+    from pydantic import ValidationError
+
+    from gemma_rag.encoders import EncoderSettings
+
+    values = {name: value for name, value in given.items() if value is not None}
+    try:
+        return EncoderSettings(**values, show_progress=not as_json)
+    except ValidationError as error:
+        problems = "; ".join(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors())
+        raise InputError(problems) from None
+
+
+def terminal_for(as_json: bool) -> Any:
+    """Where people read; quiet where a program does."""
+    from gemma_rag.terminal import Terminal
+
+    return Terminal(quiet=as_json)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    sys.stdout.write(json.dumps(value, ensure_ascii=not unicode, indent=2, allow_nan=False) + "\n")
