@@ -130,7 +130,7 @@ def test_probabilities_are_held_against_what_was_right_in_ten_bins():
     found = page_of(report(dense=(one(0.5, probability=itself), some)))["reliability"]
     assert found["predicted"] == pytest.approx([0.0, 0.23, (1.0 + 0.95 + 0.92) / 3], abs=1e-6)
     assert found["observed"] == pytest.approx([0, 1 / 2, 2 / 3])
-    assert found["count"] == [1, 2, 3]  # a probability of 1 is in the last bin
+    assert found["count"] == [1, 2, 3]
     assert "reliability" not in page_of(report(dense=(one(0.5), some)))
 
 

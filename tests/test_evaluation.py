@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_rag.calibrating import calibrate
 from gemma_rag.documents import Document
 from gemma_rag.encoders import Input
 from gemma_rag.errors import InputError
@@ -22,6 +23,7 @@ from gemma_rag.learned import Learned
 from gemma_rag.metrics import ranking_metrics
 from gemma_rag.observing import observe
 from gemma_rag.prompts import NO_PROMPTS, Task
+from gemma_rag.results import Outcome
 from gemma_rag.retriever import TwoStageRetriever
 from gemma_rag.routing import Gate
 
@@ -125,11 +127,11 @@ def test_the_area_under_risk_and_coverage(base) -> None:
 
 
 def test_with_labels_to_calibrate_on_it_is_judged_from_end_to_end(base) -> None:
-    # of the four, all answered, the first is right; both of the others are refused
-    found = evaluate(dataset(FOUR, SILENT, DEV), base)
-    assert found.per_question["end_to_end"].tolist() == [1, 0, 0, 0, 1, 1]
-    assert found.result["end_to_end"] == 0.5
-    assert found.result["refused_by_kind"] == {"answerable": 0.0, "far": 1.0}
+    # of the four, all answered, the first is right; a fifth is refused by mistake; both of the others are refused
+    found = evaluate(dataset(FOUR, [asked("bus tram", "a")], SILENT, DEV), base)
+    assert found.per_question["end_to_end"].tolist() == [1, 0, 0, 0, 0, 1, 1]
+    assert found.result["end_to_end"] == pytest.approx(3 / 7, abs=1e-4)
+    assert found.result["refused_by_kind"] == {"answerable": 0.2, "far": 1.0}
     assert found.result["thresholds_chosen_on"] == "dev"
     assert found.result["operating_point"]["rule"] == "end_to_end"
     assert found.result["operating_point"]["statement"]
@@ -221,6 +223,30 @@ def test_rankings_are_those_of_the_retriever_with_its_thresholds_off(words, mode
     shares = [r.documents_scored / r.documents_total for r in results]
     assert found.per_question["documents_scored"] == pytest.approx(shares)
     assert 0 < values["recall@1"].mean() < 1
+
+
+@pytest.mark.parametrize("options", [{}, {"hybrid": True}, {"mode": "flat"}])
+def test_a_calibrated_retriever_ends_every_question_as_the_evaluation_says(words, options) -> None:
+    random = np.random.default_rng(1)  # in hybrid search two questions are then refused by their category alone
+    vocabulary = [*COLOURS, *THINGS, "tram", "whale", "shark"]
+
+    def questions(split: str) -> list:
+        chosen = [" ".join(random.choice(vocabulary, size=random.integers(1, 5))) for _ in range(150)]
+        ids = [{f"{c}-{t}" for c in COLOURS for t in THINGS if c in q and t in q} for q in chosen]
+        return [asked(q, sorted(relevant), split=split) for q, relevant in zip(chosen, ids, strict=True)]
+
+    data = dataset(questions("test"), questions("dev"), documents=MARKET)
+    with KnowledgeBase.from_documents(MARKET, words) as base:
+        found = evaluate(data, base, **options)
+        retriever = TwoStageRetriever(base, k=10, **{"hybrid": False} | options)
+        calibrate(base, data.split("dev"), retriever=retriever, keep=False)
+        results = retriever.retrieve_many(texts(data.split("test")))
+    assert {each.outcome for each in results} >= {Outcome.ANSWERED, Outcome.DOCUMENT_BELOW_THRESHOLD}
+    ends = [
+        each.hits[0].document.id in item.relevant if each else not item.answerable
+        for each, item in zip(results, data.split("test"), strict=True)
+    ]
+    assert found.per_question["end_to_end"].tolist() == ends
 
 
 def test_questions_that_the_model_does_not_read_keep_their_places(words) -> None:
