@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +28,6 @@ from gemma_rag.learned import Calibration, Evidence, Kind, KindCalibration
 from gemma_rag.observing import Observed, observe
 from gemma_rag.probability import ProbabilityMap, fit_probability
 from gemma_rag.retriever import TwoStageRetriever
-
-logger = logging.getLogger(__name__)
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from gemma_rag.calibrating import CalibrationReport
-from gemma_rag.calibration import flips
 from gemma_rag.curves import precision_recall, roc
 from gemma_rag.learned import Calibration, Kind, KindCalibration
 from gemma_rag.observing import Observed
@@ -20,18 +19,20 @@ def page_of(found: CalibrationReport, before: Calibration | None = None) -> dict
 
     Args:
         found: What calibrating found.
-        before: The calibration that it replaces: questions flip against its threshold. None: against answering everything.
+        before: The calibration that it replaces: questions flip against what it did. None: against answering everything.
     """
     kind = max(found.calibration.kinds, key=lambda name: len(found.observed[name].places))
     some, item, scores = found.observed[kind], found.calibration.kinds[kind], found.evidence[kind]
     points = [item.document, *item.points]
-    old = None if before is None or kind not in before.kinds else before.kinds[kind].document.threshold
+    replaced = None if before is None else before.kinds.get(kind)
+    alike = replaced is not None and replaced.evidence == item.evidence
+    old = replaced.document.threshold if replaced is not None and alike else None
     page: dict[str, Any] = {
         "title": f"Thresholds of {kind} search" + (", estimated without labels" if found.calibration.estimated else ""),
         "points": [{**point.model_dump(mode="json"), "statement": point.statement} for point in points],
         "chosen": item.document.rule,
         "stages": {"document": _stage(scores, some, item.document.threshold, old)},
-        "flips": _flips(found, kind, old),
+        "flips": _flips(found, kind, replaced),
         "notes": list(found.notes),
     }
     if item.category is not None:
@@ -67,9 +68,18 @@ def _reliability(item: KindCalibration, scores: Any, some: Observed) -> dict[str
     }
 
 
-def _flips(found: CalibrationReport, kind: Kind, old: float | None) -> dict[str, list[dict[str, Any]]]:
+def _answered(item: KindCalibration, scores: Any, some: Observed) -> Any:
+    """Which questions a calibration answers, bool of shape ``(n,)``."""
+    return scores >= np.array([item.document.threshold if name is None else item.threshold(name) for name in some.groups])
+
+
+def _flips(found: CalibrationReport, kind: Kind, replaced: KindCalibration | None) -> dict[str, list[dict[str, Any]]]:
     some, scores = found.observed[kind], found.evidence[kind]
-    moved = flips(scores, float(scores.min()) - 1.0 if old is None else old, found.calibration.kinds[kind].document.threshold)
+    now = _answered(found.calibration.kinds[kind], scores, some)
+    known = replaced is not None and set(replaced.evidence.features) <= some.values.keys()
+    was = (
+        _answered(replaced, replaced.evidence.score(some.values), some) if replaced is not None and known else np.ones_like(now)
+    )
 
     def row(i: int) -> dict[str, Any]:
         return {
@@ -80,6 +90,6 @@ def _flips(found: CalibrationReport, kind: Kind, old: float | None) -> dict[str,
         }
 
     return {
-        "newly_answered": [row(i) for i in moved.newly_answered.tolist()],
-        "newly_refused": [row(i) for i in moved.newly_refused.tolist()],
+        "newly_answered": [row(i) for i in np.flatnonzero(now & ~was).tolist()],
+        "newly_refused": [row(i) for i in np.flatnonzero(was & ~now).tolist()],
     }

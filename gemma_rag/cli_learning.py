@@ -94,6 +94,13 @@ def calibrate(
     from gemma_rag.knowledge_base import KnowledgeBase
     from gemma_rag.labelled import load_labelled
 
+    given = {"--rule": rule is not RuleName.END_TO_END, "--target": target is not None, "--confidence": confidence is not None}
+    if by_itself and (named := [name for name, is_given in {**given, "--split": split is not None}.items() if is_given]):
+        raise InputError(f"--self estimates without labels and rules: leave {', '.join(named)} out")
+    if target is not None and rule in (RuleName.END_TO_END, RuleName.BEST_F1):
+        raise InputError(f"the rule {rule.value} has no target: leave --target out, or choose precision, coverage or guarantee")
+    if confidence is not None and rule is not RuleName.GUARANTEE:
+        raise InputError(f"only the rule guarantee has a confidence, and the rule is {rule.value}")
     show = terminal_for(as_json)
     with KnowledgeBase.open(knowledge_base) as base:
         before = base.learned.calibration
@@ -144,8 +151,11 @@ def evaluate(
     from gemma_rag.evaluation import evaluate as measure
     from gemma_rag.labelled import Dataset
 
+    if no_cache and cache is not None:
+        raise InputError("--cache names where vectors are kept, and --no-cache keeps none: give one of them")
     show = terminal_for(as_json)
     data = Dataset.load(dataset)
+    data.split(split)
     by_words = mode is against is EvaluationModeName.LEXICAL or (mode is EvaluationModeName.LEXICAL and against is None)
     embeddings = WordsOnly() if by_words else load_encoder(settings_from(as_json, model=model))
     show.note(f"{data.name}: {len(data.documents)} documents, {len(data.questions)} questions")

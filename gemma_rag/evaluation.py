@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from gemma_rag.fitting import fit_router
 from gemma_rag.intervals import bootstrap_interval, bootstrap_statistic, paired_test
 from gemma_rag.judging import best
 from gemma_rag.knowledge_base import KnowledgeBase
-from gemma_rag.labelled import Dataset, Labelled
+from gemma_rag.labelled import Dataset, Labelled, check_ids
 from gemma_rag.learned import Kind, Learned
 from gemma_rag.metrics import ranking_metrics
 from gemma_rag.observing import Observed, observe
@@ -32,8 +31,6 @@ from gemma_rag.retriever import TwoStageRetriever
 from gemma_rag.routing import Gate
 from gemma_rag.search import Found, Search
 from gemma_rag.vectors import Floats
-
-logger = logging.getLogger(__name__)
 
 EvaluationMode: TypeAlias = Literal["two-stage", "flat", "classic", "lexical"]
 RouterChoice: TypeAlias = Literal["none", "learned"]
@@ -98,7 +95,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure one way of searching.
 
-    Rankings are measured with thresholds off. The answer score, how sure the first document makes us that there is an
+    What the knowledge base has learned before plays no part, and is in force again afterwards. Rankings are measured with
+    thresholds off. The answer score, how sure the first document makes us that there is an
     answer, is calibrated on another split (`calibrate`, rule ``end_to_end``), and so is its threshold.
 
     Args:
@@ -123,9 +121,11 @@ def evaluate(
     if mode == "classic" and (hybrid or router == "learned"):
         raise InputError("classic is the published form: it knows neither hybrid search nor a learned router")
     questions = dataset.split(split)
+    check_ids(questions, {document.id for document in base})
     labels = [item for item in dataset.questions if item.split == fit_on != split]
     retriever = _retriever(base, mode, hybrid)
     notes: list[str] = []
+    before = base.learned
     try:
         base.learn(Learned(), keep=False)
         if router == "learned":
@@ -138,7 +138,7 @@ def evaluate(
         observed = observe(base, questions, retriever, watch=watch)
         seconds = time.perf_counter() - started
     finally:
-        base.learn(Learned(), keep=False)
+        base.learn(before, keep=False)
     about = {
         "dataset": dataset.name,
         "model": base.space.model,
@@ -146,6 +146,8 @@ def evaluate(
         "hybrid": hybrid,
         "router": router,
         "split": split,
+        "questions": _digest(questions),
+        "thresholds_chosen_on": None if calibration is None else fit_on,
         "n_queries": len(questions),
         "n_answerable": sum(item.answerable for item in questions),
         "seconds": round(seconds, 2),
@@ -159,9 +161,9 @@ def compare(first: Evaluation, second: Evaluation) -> Evaluation:
     Raises:
         InputError: They are of different questions.
     """
-    for key in ("dataset", "split", "n_queries"):
+    for key in ("dataset", "split", "questions"):
         if first.result[key] != second.result[key]:
-            raise InputError(f"only evaluations of the same questions compare, and {key} differs")
+            raise InputError(f"only evaluations of the same questions compare, and the {key} differ")
     metrics = {}
     for name in (*_PER_QUESTION, "end_to_end", "documents_scored"):
         if name in first.per_question and name in second.per_question:
@@ -294,7 +296,6 @@ def _summed_up(
         "auroc_by_kind": {name: round(value, 4) for name, value in by_kind.items()},
         "refused_by_kind": _refused(questions, answered) if calibration is not None else {},
         "operating_point": point,
-        "thresholds_chosen_on": "dev" if calibration is not None else None,
         "notes": notes,
         "curves": curves,
         "answer_scores": {
@@ -305,6 +306,12 @@ def _summed_up(
         "worst": _worst(questions, trace, scores, right),
     }
     return Evaluation(result, values)
+
+
+def _digest(questions: Sequence[Labelled]) -> str:
+    """What stands for a list of questions and their answers."""
+    rows = [[item.question, item.relevant] for item in questions]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _refused(questions: Sequence[Labelled], answered: npt.NDArray[np.bool_]) -> dict[str, float]:

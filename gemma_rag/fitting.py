@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,6 @@ from gemma_rag.retriever import TwoStageRetriever
 from gemma_rag.search import LEXICAL_WEIGHT, Search, Settings
 from gemma_rag.thresholds import FixedThreshold
 from gemma_rag.vectors import Floats
-
-logger = logging.getLogger(__name__)
 
 LEXICAL_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 ROUTER_WEIGHTS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)

@@ -469,3 +469,17 @@ def test_help_is_there(gemma_rag, command):
     status, out, _ = gemma_rag(command, "--help")
     assert status == 0
     assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--self", "--rule", "guarantee", "--target", "0.3"], "leave --rule, --target out"),
+        (["--self", "--split", "dev"], "leave --split out"),
+        (["LABELS", "--target", "0.9"], "the rule end-to-end has no target"),
+        (["LABELS", "--rule", "precision", "--confidence", "0.9"], "only the rule guarantee has a confidence"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(gemma_rag, kb, labels, options, message):
+    status, _, errors = gemma_rag("calibrate", kb, *(labels if option == "LABELS" else option for option in options))
+    assert (status, message in errors) == (2, True)

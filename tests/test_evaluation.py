@@ -407,12 +407,12 @@ def test_only_what_both_have_is_compared(base) -> None:
     [
         (dataset(FOUR, DEV, name="other"), "test", "dataset"),
         (dataset(FOUR, DEV), "dev", "split"),
-        (dataset(FOUR[1:], DEV), "test", "n_queries"),
+        (dataset(FOUR[1:], DEV), "test", "questions"),
     ],
 )
 def test_other_questions_are_not_compared(base, other, split, what) -> None:
     one, two = evaluate(dataset(FOUR, DEV), base), evaluate(other, base, split=split)
-    with pytest.raises(InputError, match=f"only evaluations of the same questions compare, and {what} differs"):
+    with pytest.raises(InputError, match=f"only evaluations of the same questions compare, and the {what} differ"):
         compare(one, two)
 
 
