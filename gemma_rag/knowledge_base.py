@@ -20,7 +20,7 @@ from gemma_rag.learned import FILES, Learned
 from gemma_rag.loading import validate_documents
 from gemma_rag.prompts import Task
 from gemma_rag.storage import Entry, Manifest, Store, StoredCategory
-from gemma_rag.view import View
+from gemma_rag.view import View, Words
 
 if TYPE_CHECKING:
     from gemma_rag.calibrating import CalibrationReport
@@ -65,6 +65,7 @@ class KnowledgeBase:
         self._encoder = encoder
         self._view: View | None = None
         self._learned: Learned | None = None
+        self._words = Words()
         self._guard = threading.RLock()  # for looking at the state and for exchanging it, never held while texts are embedded
         self._changing = threading.RLock()  # for changes, one after another
 
@@ -291,7 +292,7 @@ class KnowledgeBase:
         """The current generation, ready to be searched."""
         with self._guard:
             if self._view is None:
-                self._view = View(self._store.snapshot(), self._store)
+                self._view = View(self._store.snapshot(), self._store, self._words)
             return self._view
 
     # -- what it has learned ----------------------------------------------------------------------------------------

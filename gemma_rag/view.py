@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gemma_rag.documents import Chunk, Document
 from gemma_rag.index.exact import ExactIndex
-from gemma_rag.lexical import LexicalIndex
+from gemma_rag.lexical import Counted, LexicalIndex, Vocabulary
 from gemma_rag.routing import Summaries, Tree, summarize
 from gemma_rag.storage import Snapshot, Store
 from gemma_rag.vectors import Floats
@@ -20,12 +20,35 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
+class Words:
+    """The counted terms of documents by their numbers, which never change their texts: kept from one generation to the next."""
+
+    def __init__(self) -> None:
+        self._vocabulary = Vocabulary()
+        self._counted: dict[int, Counted] = {}
+
+    def index(self, numbers: Sequence[int], store: Store) -> LexicalIndex:
+        """BM25 over documents, in the order of their numbers given; only new ones are read and counted.
+
+        Args:
+            numbers: Of the documents.
+            store: To fetch texts from.
+        """
+        known = self._counted  # another thread may put another in its place meanwhile
+        new = store.documents([number for number in numbers if number not in known])
+        counted = {number: self._vocabulary.count(f"{new[number].title}\n{new[number].text}") for number in new}
+        now = {number: known[number] if number in known else counted[number] for number in numbers}
+        self._counted = now
+        return LexicalIndex(list(now.values()), self._vocabulary)
+
+
 class View:
     """One generation of a knowledge base, ready to be searched. What costs time is computed once, when first needed.
 
     Args:
         snapshot: The generation.
         store: To fetch texts from.
+        words: What was counted of its documents before, if anything was.
 
     Attributes:
         categories: Their names, sorted.
@@ -33,8 +56,9 @@ class View:
         guests: int64 of shape ``(m, 2)``: the place of a document, and a further category that it belongs to.
     """
 
-    def __init__(self, snapshot: Snapshot, store: Store) -> None:
+    def __init__(self, snapshot: Snapshot, store: Store, words: Words | None = None) -> None:
         self._store = store
+        self._words = words if words is not None else Words()
         self.snapshot = snapshot
         self.categories: tuple[str, ...] = tuple(item.category.name for item in snapshot.categories)
         self.index = ExactIndex(snapshot.vectors, snapshot.documents, snapshot.codes, len(self.categories))
@@ -86,9 +110,7 @@ class View:
     @cached_property
     def lexical(self) -> LexicalIndex:
         """BM25 over the documents, with their titles, in the order of the index's places."""
-        documents = self._store.documents(self.index.documents.tolist())
-        found = (documents[number] for number in self.index.documents.tolist())
-        return LexicalIndex([f"{document.title}\n{document.text}" for document in found])
+        return self._words.index(self.index.documents.tolist(), self._store)
 
     @cached_property
     def metadata(self) -> dict[int, dict[str, Any]]:

@@ -471,3 +471,19 @@ def test_chunks_are_no_longer_than_the_model_reads(words):
     short = type(words)(list(words.words), max_tokens=20)
     with KnowledgeBase.from_documents([LONG], short) as base:
         assert max(words.count_tokens([f"{title} {text}" for *_, title, text in chunks(base)])) <= 20
+
+
+def test_words_are_counted_once_for_each_text_that_was_ever_searched(words, monkeypatch) -> None:
+    from gemma_rag import lexical
+
+    counted: list[str] = []
+    count = lexical.Vocabulary.count
+    monkeypatch.setattr(lexical.Vocabulary, "count", lambda self, text: counted.append(text) or count(self, text))
+    pages = [Document(id=name, text=f"The {name}.", category="fruit") for name in ("apple", "pear")]
+    base = KnowledgeBase.from_documents(pages, words)
+    assert base.view().lexical.scores("apple").argmax() == 0
+    base.add([Document(id="plum", text="The plum.", category="fruit")])
+    assert base.view().lexical.scores("plum").argmax() == 2
+    base.delete(["apple"])
+    assert base.view().lexical.scores("plum").argmax() == 1
+    assert [text.strip() for text in counted] == ["The apple.", "The pear.", "The plum."]

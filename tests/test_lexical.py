@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_rag.lexical import LexicalIndex, reads_as_chinese, tokenize
+from gemma_rag.lexical import LexicalIndex, Vocabulary, reads_as_chinese, tokenize
 
 CORPUS = ["red apple", "red pear car", "blue"]
 WORDS = st.sampled_from(["red", "blue", "apple", "pear", "car", "重置", "密码", "zebra"])
@@ -311,3 +311,32 @@ def test_building_an_index_logs_nothing(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level("DEBUG"):
         LexicalIndex(CORPUS).scores("red")
     assert caplog.records == []
+
+
+# -- counted once, indexed often ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=8), TEXTS)
+def test_the_order_and_the_ratios_are_those_of_bm25s(texts: list[str], question: str) -> None:
+    import bm25s
+
+    corpus = [tokenize(text) for text in texts]
+    known = {term for terms in corpus for term in terms}
+    asked = [term for term in tokenize(question) if term in known]
+    if not asked:
+        return
+    engine = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    engine.index(corpus, show_progress=False)
+    index = LexicalIndex(texts)
+    bound = sum(index.weight(term) for term in tokenize(question))
+    assert index.scores(question) * bound == pytest.approx(engine.get_scores(asked), rel=1e-4, abs=1e-5)
+
+
+@given(st.lists(TEXTS, max_size=6), st.lists(TEXTS, max_size=6), TEXTS)
+def test_a_shared_vocabulary_changes_no_score(before: list[str], texts: list[str], question: str) -> None:
+    vocabulary = Vocabulary()
+    earlier = LexicalIndex([vocabulary.count(text) for text in before], vocabulary)
+    scores = earlier.scores(question)
+    later = LexicalIndex([vocabulary.count(text) for text in texts], vocabulary)
+    assert later.scores(question).tolist() == LexicalIndex(texts).scores(question).tolist()
+    assert earlier.scores(question).tolist() == scores.tolist()  # also with terms that it was made without
