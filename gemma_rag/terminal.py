@@ -113,7 +113,7 @@ class Terminal:
             router = f"router {ranking['router_weight']:g}" if ranking["router_weight"] else "no router"
             rows["order"] = f"learned from {ranking['questions']} questions: words {ranking['lexical_weight']:g}, {router}"
         if calibration := about["learned"]["calibration"]:
-            kinds = ", ".join(f"{kind} by {item['rule']}" for kind, item in calibration["kinds"].items())
+            kinds = ", ".join(f"{kind} by {item['rule'].replace('_', '-')}" for kind, item in calibration["kinds"].items())
             rows["thresholds"] = f"{'estimated without labels' if calibration['estimated'] else 'calibrated'}: {kinds}"
         facts = Table.grid(padding=(0, 2))
         for name, value in rows.items():
@@ -151,7 +151,7 @@ class Terminal:
                 cells = (point.coverage, point.precision, point.false_answers, point.end_to_end)
                 shown = ["-" if value is None else f"{100 * value:.1f} %" for value in cells]
                 style = "bold" if point is item.document else "dim"
-                table.add_row(point.rule, f"{point.threshold:.3f}", *shown, style=style)
+                table.add_row(point.rule.replace("_", "-"), f"{point.threshold:.3f}", *shown, style=style)
             self._out.print(table)
         for note in report.notes:
             self.note(note)
@@ -215,9 +215,11 @@ class Terminal:
         retrieval = answer.retrieval
         if retrieval.near_misses:
             miss = retrieval.near_misses[0]
+            short = f"{miss.score:.2f}, {miss.margin:.2f} short of the threshold"
+            if retrieval.thresholds["acts_on"] == "evidence":
+                short = f"cosine {miss.score:.2f}; its evidence is {miss.margin:.2f} short"
             self._out.print(
-                f"  [dim]closest: {escape(miss.document.title or miss.document.id)} "
-                f"({miss.score:.2f}, {miss.margin:.2f} short of the threshold)[/]",
+                f"  [dim]closest: {escape(miss.document.title or miss.document.id)} ({short})[/]",
                 soft_wrap=True,
             )
         elif retrieval.categories and answer.outcome is Outcome.CATEGORY_BELOW_THRESHOLD:

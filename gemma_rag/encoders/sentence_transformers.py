@@ -29,6 +29,9 @@ _PROGRESS_FROM = 64
 """Texts from which a progress bar is worth its line."""
 
 
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, AttributeError)
+
+
 class SentenceTransformerEncoder:
     """An `Encoder` on sentence-transformers.
 
@@ -215,19 +218,28 @@ def _load(settings: EncoderSettings, source: Source) -> _Loaded:
     if profile.name == EMBEDDINGGEMMA_2.name:
         _need_sentence_transformers(6, 1)
         extra["config_kwargs"] = {"vision_config": None, "audio_config": None}
+
+    def load(*, local: bool) -> Any:
+        return SentenceTransformer(
+            source.location,
+            device=settings.device,
+            revision=settings.revision,
+            token=settings.token.get_secret_value() if settings.token else None,
+            local_files_only=local,
+            trust_remote_code=False,
+            model_kwargs={"dtype": getattr(torch, settings.precision)},
+            **extra,
+        )
+
     try:
         with quiet_loading():
-            model = SentenceTransformer(
-                source.location,
-                device=settings.device,
-                revision=settings.revision,
-                token=settings.token.get_secret_value() if settings.token else None,
-                local_files_only=source.local,
-                trust_remote_code=False,
-                model_kwargs={"dtype": getattr(torch, settings.precision)},
-                **extra,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+            try:
+                model = load(local=True)  # asking the hub first takes minutes of retries where the network is down
+            except _LOADING_ERRORS:
+                if source.local:
+                    raise
+                model = load(local=False)
+    except _LOADING_ERRORS as error:
         raise ModelUnavailable(f"the model {source.name} could not be loaded by sentence-transformers: {error}") from error
     for module in model:
         if getattr(module, "include_prompt", True) is False:

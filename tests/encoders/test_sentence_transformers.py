@@ -378,3 +378,25 @@ def test_a_model_that_reports_no_limit_has_to_be_given_one():
 
 def test_a_given_limit_serves_a_model_that_reports_none():
     assert _context(EncoderSettings(max_tokens=100), None, E5, "some-model") == 100
+
+
+def test_a_model_of_the_hub_is_looked_for_on_this_machine_first(tiny_gemma, monkeypatch):
+    import sentence_transformers
+
+    from gemma_rag.encoders import sentence_transformers as module
+
+    asked: list[bool] = []
+    real = sentence_transformers.SentenceTransformer
+
+    def load(location, *, local_files_only, **options):
+        asked.append(local_files_only)
+        if local_files_only and len(asked) < 2:
+            raise OSError("not in the cache")
+        return real(str(tiny_gemma), local_files_only=True, **options)
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", load)
+    source = module.Source(location="someone/some-model", name="some-model", local=False)
+    module._load(EncoderSettings(model=str(tiny_gemma)), source)
+    assert asked == [True, False]
+    module._load(EncoderSettings(model=str(tiny_gemma)), source)
+    assert asked == [True, False, True]  # what is there is not asked for again
