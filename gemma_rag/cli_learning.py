@@ -150,6 +150,7 @@ def evaluate(
     from gemma_rag.evaluation import compare, default_cache, open_base
     from gemma_rag.evaluation import evaluate as measure
     from gemma_rag.labelled import Dataset
+    from gemma_rag.lexical import reads_as_chinese
 
     if no_cache and cache is not None:
         raise InputError("--cache names where vectors are kept, and --no-cache keeps none: give one of them")
@@ -158,6 +159,10 @@ def evaluate(
     data.split(split)
     by_words = mode is against is EvaluationModeName.LEXICAL or (mode is EvaluationModeName.LEXICAL and against is None)
     embeddings = WordsOnly() if by_words else load_encoder(settings_from(as_json, model=model))
+    unread = "zh" not in (embeddings.profile.languages or ("zh",)) and all(reads_as_chinese(q.question) for q in data.questions)
+    if unread and mode is EvaluationModeName.TWO_STAGE and against is None:
+        show.note("the model reads none of these questions: all are searched by words, and nothing is embedded")
+        embeddings, mode = WordsOnly(), EvaluationModeName.LEXICAL
     show.note(f"{data.name}: {len(data.documents)} documents, {len(data.questions)} questions")
     with open_base(data, embeddings, None if no_cache else cache or default_cache()) as base:
         found = measure(data, base, mode=mode.value, hybrid=hybrid, router=router.value, split=split)

@@ -110,7 +110,7 @@ def test_info_says_what_was_learned(gemma_rag, kb, labels):
     assert about["calibration"]["kinds"]["hybrid"]["rule"] == "end_to_end"
     out = " ".join(gemma_rag("info", kb)[1].split())
     assert f"learned from {len(ANSWERED)} questions: words" in out
-    assert "calibrated: hybrid by end_to_end" in out
+    assert "calibrated: hybrid by end-to-end" in out
 
 
 def test_a_fit_changes_what_ask_finds_first(gemma_rag, tmp_path):
@@ -457,7 +457,7 @@ def test_vectors_are_kept_in_the_users_cache_folder_unless_nothing_is_to_be_kept
 def test_what_cannot_be_measured_has_exit_status_2(gemma_rag, tmp_path, loading, files, options, message):
     for name, rows in files.items():
         write(tmp_path / "set" / f"{name}.jsonl", rows)
-    status, out, errors = gemma_rag("eval", tmp_path / "set", "--no-cache", *options)
+    status, out, _ = gemma_rag("eval", tmp_path / "set", "--no-cache", *options)
     assert status == 2
     assert message in errors
     assert out == ""
@@ -483,3 +483,16 @@ def test_help_is_there(gemma_rag, command):
 def test_options_that_would_do_nothing_are_refused(gemma_rag, kb, labels, options, message):
     status, _, errors = gemma_rag("calibrate", kb, *(labels if option == "LABELS" else option for option in options))
     assert (status, message in errors) == (2, True)
+
+
+def test_a_data_set_that_the_model_cannot_read_is_searched_by_words_and_not_embedded(gemma_rag, tmp_path):
+    rows = [
+        {"id": "usb", "category": "安全", "title": "U 盘", "text": "捡到的 U 盘交给安全组。"},
+        {"id": "rest", "category": "假期", "text": "年假二十天。"},
+    ]
+    write(tmp_path / "set" / "corpus.jsonl", rows)
+    asked = [{"text": "年假有多少天？", "split": "test", "relevant": ["rest"], "category": "假期"}]
+    write(tmp_path / "set" / "queries.jsonl", asked)
+    status, out, _ = gemma_rag("eval", tmp_path / "set", "--model", "minilm", "--no-cache", "--json")
+    found = json.loads(out)
+    assert (status, found["mode"], found["model"], found["recall@1"]) == (0, "lexical", "none", 1.0)
