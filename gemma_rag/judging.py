@@ -92,7 +92,7 @@ class Judge:
             point = self.calibrated.category
             defaults = (None if point is None else point.threshold, None)
         self.category_threshold, self.document_threshold = (
-            as_threshold(own) if own is not None else FixedThreshold(-1.0 if default is None else max(default, -1.0))
+            as_threshold(own) if own is not None else FixedThreshold(-1.0 if default is None else min(max(default, -1.0), 1.0))
             for own, default in zip(given, defaults, strict=True)
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gemma_rag.errors import InputError
 from gemma_rag.judging import Judge, best
 from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.labelled import Labelled, texts
@@ -97,8 +98,13 @@ def observe(
         retriever: How to search; the default retriever of the knowledge base otherwise.
         held_out: Search as if the relevant documents were not there.
         watch: Called with the place of each question, the search and what it found.
+
+    Raises:
+        InputError: The retriever belongs to another knowledge base.
     """
     retriever = retriever or TwoStageRetriever(base)
+    if retriever.knowledge_base is not base:
+        raise InputError("the retriever searches another knowledge base than the one that is observed")
     out: dict[Kind, Observed] = {}
     for places, settings in retriever.plan(texts(labelled)):
         kind, observed = _observe_alike(base, labelled, tuple(places), settings, held_out, watch)

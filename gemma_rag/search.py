@@ -343,7 +343,7 @@ class Search:
             places: Of the documents.
         """
         own: Floats = values[self.view.index.codes[places]]
-        if len(self.view.guests) and self.settings.mode != "flat":
+        if len(self.view.guests) and not np.isnan(values).any():
             every = np.full(len(self.view.index.documents), -np.inf, dtype=np.float32)
             np.maximum.at(every, self.view.guests[:, 0], values[self.view.guests[:, 1]])
             own = np.maximum(own, every[places])

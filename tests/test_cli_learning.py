@@ -457,7 +457,7 @@ def test_vectors_are_kept_in_the_users_cache_folder_unless_nothing_is_to_be_kept
 def test_what_cannot_be_measured_has_exit_status_2(gemma_rag, tmp_path, loading, files, options, message):
     for name, rows in files.items():
         write(tmp_path / "set" / f"{name}.jsonl", rows)
-    status, out, _ = gemma_rag("eval", tmp_path / "set", "--no-cache", *options)
+    status, out, errors = gemma_rag("eval", tmp_path / "set", "--no-cache", *options)
     assert status == 2
     assert message in errors
     assert out == ""

@@ -9,6 +9,7 @@ import pytest
 
 from gemma_rag.calibration import best_f1
 from gemma_rag.documents import Document
+from gemma_rag.errors import InputError
 from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.labelled import as_labelled
 from gemma_rag.learned import Calibration, Evidence, KindCalibration, Learned, Ranking, Router
@@ -158,3 +159,9 @@ def test_two_parts_beside_each_other_are_the_whole(base) -> None:
             assert {name: column.tolist() for name, column in one.items()} == {n: c.tolist() for n, c in other.items()}
         else:
             assert np.array_equal(one, other), field.name
+
+
+def test_a_retriever_of_another_knowledge_base_is_refused(words) -> None:
+    one, other = (KnowledgeBase.from_documents(DOCUMENTS, words) for _ in range(2))
+    with pytest.raises(InputError, match="another knowledge base"):
+        observe(one, LABELLED, TwoStageRetriever(other))
