@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gemma_rag.encoders.models import Source, find_model
+from gemma_rag.encoders.models import Source, find_model, load_local_first
 from gemma_rag.encoders.sentence_transformers import quiet_loading
 from gemma_rag.errors import InputError, MissingExtra, ModelUnavailable
 
@@ -234,12 +234,7 @@ def _load(source: Source) -> Any:
 
     try:
         with quiet_loading():
-            try:
-                model = load(local=True)  # asking the hub first takes minutes of retries where the network is down
-            except _LOADING_ERRORS:
-                if source.local:
-                    raise
-                model = load(local=False)
+            model = load_local_first(source, load, _LOADING_ERRORS)
     except _LOADING_ERRORS as error:
         raise ModelUnavailable(f"the reranker {source.name} could not be loaded by sentence-transformers: {error}") from error
     _refuse_without_head(model, source.name)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from gemma_rag.errors import MissingExtra, ModelUnavailable
 
@@ -18,6 +20,7 @@ SHORT_NAMES = {
     "embeddinggemma-2": "google/embeddinggemma-2",
 }
 OFFLINE_MODEL = "minilm"
+T = TypeVar("T")
 _PATIENCE = 4.0  # seconds; a name server that never answers is not bound by the request's own timeout
 
 
@@ -34,6 +37,24 @@ class Source:
     location: str
     name: str
     local: bool
+
+
+def load_local_first(source: Source, load: Callable[[bool], T], errors: tuple[type[Exception], ...]) -> T:
+    """Load a model from this machine, and from the hub only if it is not here.
+
+    Asked first, the hub costs minutes of retries where the network is down, for a model that was here all along.
+
+    Args:
+        source: Where it is.
+        load: Called with whether to look on this machine only.
+        errors: What it raises where it fails.
+    """
+    try:
+        return load(True)
+    except errors:
+        if source.local:
+            raise
+    return load(False)
 
 
 def find_model(model: str, *, revision: str | None = None, token: str | None = None) -> Source:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gemma_rag.encoders.base import Input, Space, prompts_digest
-from gemma_rag.encoders.models import Source, find_model
+from gemma_rag.encoders.models import Source, find_model, load_local_first
 from gemma_rag.encoders.settings import EncoderSettings
 from gemma_rag.errors import InputError, MissingExtra, ModelUnavailable
 from gemma_rag.prompts import EMBEDDINGGEMMA_2, PromptProfile, Task, named_profile, profile_for
@@ -219,7 +219,7 @@ def _load(settings: EncoderSettings, source: Source) -> _Loaded:
         _need_sentence_transformers(6, 1)
         extra["config_kwargs"] = {"vision_config": None, "audio_config": None}
 
-    def load(*, local: bool) -> Any:
+    def load(local: bool) -> Any:
         return SentenceTransformer(
             source.location,
             device=settings.device,
@@ -233,12 +233,7 @@ def _load(settings: EncoderSettings, source: Source) -> _Loaded:
 
     try:
         with quiet_loading():
-            try:
-                model = load(local=True)  # asking the hub first takes minutes of retries where the network is down
-            except _LOADING_ERRORS:
-                if source.local:
-                    raise
-                model = load(local=False)
+            model = load_local_first(source, load, _LOADING_ERRORS)
     except _LOADING_ERRORS as error:
         raise ModelUnavailable(f"the model {source.name} could not be loaded by sentence-transformers: {error}") from error
     for module in model:
