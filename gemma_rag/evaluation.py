@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -377,7 +378,11 @@ def open_base(dataset: Dataset, embeddings: Encoder, cache: Path | None = None) 
     path = cache / f"{content.hexdigest()[:16]}-{embeddings.space.fingerprint[:16]}-{__version__}"
     if not path.is_dir():
         with KnowledgeBase.from_documents(dataset.documents, embeddings) as base:
-            base.save(path)
+            try:
+                base.save(path)
+            except InputError:
+                if not path.is_dir():
+                    raise  # else another process was faster
     return KnowledgeBase.open(path, Remembering(embeddings, cache))
 
 
@@ -397,9 +402,12 @@ class Remembering:
         self._rows: dict[str, int] = {}
         self._vectors: Floats = np.zeros((0, self.space.dimensions), dtype=np.float32)
         if self._file.is_file():
-            with np.load(self._file, allow_pickle=False) as stored:
-                self._rows = {key: row for row, key in enumerate(stored["keys"].tolist())}
-                self._vectors = stored["vectors"]
+            try:
+                with self._file.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                    keys, vectors = stored["keys"].tolist(), stored["vectors"]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                raise InputError(f"{self._file} is damaged: {error}. Remove it; it is made anew") from None
+            self._rows, self._vectors = {key: row for row, key in enumerate(keys)}, vectors
 
     def encode(self, inputs: Iterable[Input]) -> Floats:
         """Embed what is new, and remember it."""
@@ -419,6 +427,6 @@ class Remembering:
 
     def _save(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._file.with_name(f"{self._file.stem}.new.npz")
+        scratch = self._file.with_name(f"{self._file.stem}.{os.getpid()}.new.npz")  # two processes may be at it
         np.savez(scratch, keys=np.array(list(self._rows), dtype=np.str_), vectors=self._vectors)
         scratch.replace(self._file)

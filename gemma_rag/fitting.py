@@ -186,7 +186,7 @@ def _routed(base: KnowledgeBase, cases: Sequence[_Case], folds: int, seed: int, 
     order = np.random.default_rng(seed).permutation(len(cases))
     out: list[Doubles | None] = [None] * len(cases)
     for part in np.array_split(order, min(max(2, folds), len(cases))):
-        rest = [cases[i] for i in order.tolist() if i not in set(part.tolist())]
+        rest = [cases[i] for i in np.setdiff1d(order, part).tolist()]
         router = _fit(base, rest, seed)
         log = router.log_probabilities(np.stack([cases[i].query for i in part.tolist()]))
         for i, row in zip(part.tolist(), log, strict=True):
@@ -212,13 +212,8 @@ def _fit(base: KnowledgeBase, cases: Sequence[_Case], seed: int) -> Router:
     weights = np.zeros((len(view.categories), vectors.shape[1]), dtype=np.float32)
     bias = np.full(len(view.categories), -30.0, dtype=np.float32)  # a category that only guests live in has no row of its own
     if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
-        weights[model.classes_], bias[model.classes_] = (
-            [-model.coef_[0] / 2, model.coef_[0] / 2],
-            [
-                -model.intercept_[0] / 2,
-                model.intercept_[0] / 2,
-            ],
-        )
+        half = np.array([[-0.5], [0.5]])
+        weights[model.classes_], bias[model.classes_] = half * model.coef_, (half * model.intercept_)[:, 0]
     else:
         weights[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
     return Router(view.categories, weights, bias)

@@ -144,8 +144,9 @@ class KindCalibration(BaseModel):
 
     Attributes:
         evidence: What the document threshold acts on.
-        document: The operating point: the threshold and what it does, on questions that it was not chosen on.
-        by_category: Thresholds of categories that differ from it.
+        document: The operating point: the threshold and what it does, on questions that it was not chosen on, if it stood
+            alone.
+        by_category: Thresholds of categories that differ from it; what they change is not in its numbers.
         category: The operating point of stage one, which acts on the best category's score; None where there is no stage one.
         probability: From evidence to the probability of a right answer; None where all labels were right, or all wrong.
         points: The other operating points that were there to choose from.

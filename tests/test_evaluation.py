@@ -551,3 +551,25 @@ class _Counting:
 
     def count_tokens(self, texts):
         return [len(text.split()) for text in texts]
+
+
+def test_a_damaged_file_of_remembered_questions_is_named(words, tmp_path) -> None:
+    file = tmp_path / f"questions-{words.space.fingerprint[:16]}.npz"
+    for content in (b"", b"PK\x03\x04 cut short", b"no archive"):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"questions-.*\.npz is damaged: .*Remove it"):
+            Remembering(words, tmp_path)
+
+
+def test_of_two_processes_that_build_the_same_cache_the_slower_takes_what_is_there(words, tmp_path, monkeypatch) -> None:
+    save = KnowledgeBase.save
+
+    def both(base, path) -> None:
+        with KnowledgeBase.from_documents(list(base), words) as faster:
+            save(faster, path)
+        save(base, path)
+
+    monkeypatch.setattr(KnowledgeBase, "save", both)
+    data = dataset(FOUR, DEV)
+    with open_base(data, words, tmp_path) as base:
+        assert len(base) == len(data.documents)
