@@ -1,4 +1,4 @@
-"""The command line: `gemma-rag demo`, `index`, `ask`, `info`, `fit`, `calibrate`, `eval`.
+"""The command line: `gemma-rag demo`, `index`, `ask`, `info`, `verify`, `export`, `fit`, `calibrate`, `eval`.
 
 Exit status: 0 answered or done, 3 refused, 2 bad usage or input, 1 a fault. Answers go to standard output, everything
 else to standard error; with ``--json`` standard output holds one JSON object and nothing else.
@@ -18,8 +18,24 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gemma_rag import __version__
+from gemma_rag.cli_export import export
 from gemma_rag.cli_learning import calibrate, evaluate, fit
-from gemma_rag.cli_options import BaseFolder, Device, Dimensions, Json, Model, print_json, settings_from, terminal_for
+from gemma_rag.cli_models import verify
+from gemma_rag.cli_options import (
+    BaseFolder,
+    Cache,
+    Device,
+    Dimensions,
+    Json,
+    Model,
+    RuntimeName,
+    RuntimeOption,
+    TokenizerOption,
+    Url,
+    print_json,
+    settings_from,
+    terminal_for,
+)
 from gemma_rag.errors import GemmaRagError, InputError, without_secrets
 
 ANSWERED, FAULT, BAD_INPUT, REFUSED = 0, 1, 2, 3
@@ -81,6 +97,8 @@ def _options(
 @app.command()
 def demo(
     model: Model = None,
+    runtime: RuntimeOption = RuntimeName.AUTO,
+    url: Url = None,
     out: Annotated[Path | None, typer.Option(help="Keep the knowledge base in this new folder.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -88,7 +106,7 @@ def demo(
     from gemma_rag.demo import run_demo
 
     show = terminal_for(as_json)
-    answers = run_demo(settings_from(as_json, model=model), out, show)
+    answers = run_demo(settings_from(as_json, model=model, runtime=runtime, url=url), out, show)
     if as_json:
         print_json({"answers": [answer.to_json() for answer in answers]})
 
@@ -98,6 +116,10 @@ def index(
     source: Annotated[Path, typer.Argument(help="A .jsonl or .csv file, or a folder of Markdown, HTML and text files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the knowledge base; made, or added to.")],
     model: Model = None,
+    runtime: RuntimeOption = RuntimeName.AUTO,
+    url: Url = None,
+    tokenizer: TokenizerOption = None,
+    cache: Cache = None,
     dimensions: Dimensions = None,
     untrained_dimensions: Annotated[bool, typer.Option(help="Allow dimensions that the model was not trained for.")] = False,
     device: Device = None,
@@ -143,6 +165,10 @@ def index(
         settings=settings_from(
             as_json,
             model=model,
+            runtime=runtime,
+            url=url,
+            tokenizer=tokenizer,
+            cache=cache,
             dimensions=dimensions,
             untrained_dimensions=untrained_dimensions,
             device=device,
@@ -254,6 +280,8 @@ def info(knowledge_base: BaseFolder, as_json: Json = False) -> None:
         show.info(about)
 
 
+app.command()(verify)
+app.command()(export)
 app.command()(fit)
 app.command()(calibrate)
 app.command(name="eval")(evaluate)

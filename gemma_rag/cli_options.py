@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,30 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+
+
+class RuntimeName(str, Enum):
+    """`gemma_rag.encoders.settings.Runtime`, for the command line's help."""
+
+    AUTO = "auto"
+    SENTENCE_TRANSFORMERS = "sentence-transformers"
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    OLLAMA = "ollama"
+    TEI = "tei"
+    OPENAI = "openai"
+
+
+RuntimeOption = Annotated[
+    RuntimeName,
+    typer.Option("--runtime", help="What computes the vectors. auto: an exported folder's engine, else sentence-transformers."),
+]
+Url = Annotated[str | None, typer.Option(help="Address of the server, as http://localhost:11434.", show_default=False)]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="A tokenizer.json or its folder, to count a server's tokens with.", show_default=False),
+]
+Cache = Annotated[Path | None, typer.Option(help="Keep vectors in this folder: no text is computed twice.", show_default=False)]
 Dimensions = Annotated[int | None, typer.Option(help="Matryoshka dimension: 768, 512, 256 or 128.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. Default: the best there is.", show_default=False)]
 Labelled = Annotated[Path, typer.Argument(help="A .jsonl file: question and relevant, a list of ids, on each line.")]
@@ -34,12 +59,17 @@ def settings_from(as_json: bool, **given: Any) -> Any:
 
     from gemma_rag.encoders import EncoderSettings
 
-    values = {name: value for name, value in given.items() if value is not None}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
+    values = {name: value for name, value in plain.items() if value is not None}
     try:
         return EncoderSettings(**values, show_progress=not as_json)
     except ValidationError as error:
-        problems = "; ".join(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors())
-        raise InputError(problems) from None
+        raise InputError("; ".join(_problem(e) for e in error.errors())) from None
+
+
+def _problem(error: Any) -> str:
+    option = f"--{str(error['loc'][0]).replace('_', '-')}: " if error["loc"] else ""
+    return option + str(error["msg"]).removeprefix("Value error, ")
 
 
 def terminal_for(as_json: bool) -> Any:

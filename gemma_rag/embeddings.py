@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.embeddings import Embeddings
 from pydantic import PrivateAttr
 from typing_extensions import Self
 
-from gemma_rag.encoders import Encoder, EncoderSettings, Input, Space, load_encoder
+from gemma_rag.encoders import EncoderSettings, Input, Space, TextEncoder, load_encoder
+from gemma_rag.encoders.text_encoder import WINDOW
 from gemma_rag.errors import InputError
 from gemma_rag.prompts import PromptProfile, Task
 from gemma_rag.vectors import Floats, cosines
@@ -34,7 +34,7 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
         ModelUnavailable: The model cannot be had; the message says what to do.
     """
 
-    _encoder: Encoder = PrivateAttr()
+    _encoder: TextEncoder = PrivateAttr()
 
     def model_post_init(self, context: object, /) -> None:
         """Find the model; fails within seconds where it cannot be had."""
@@ -67,6 +67,24 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
         """Embed texts of several tasks in one pass, as `Encoder.encode` says."""
         return self._encoder.encode(inputs)
 
+    async def aencode(self, inputs: Sequence[Input]) -> Floats:
+        """`encode` without holding up the event loop: servers are awaited, a model in this process works in a thread."""
+        return await self._encoder.aencode(inputs)
+
+    def at(self, dimensions: int) -> Self:
+        """The same model, its vectors cut to another Matryoshka dimension; nothing is loaded again.
+
+        Raises:
+            InputError: The model was not trained for it, or has fewer.
+        """
+        other = self.model_copy(update={"dimensions": dimensions})
+        other._encoder = self._encoder.at(dimensions)
+        return other
+
+    def stream(self, inputs: Iterable[Input], window: int = WINDOW) -> Iterator[Floats]:
+        """Embed any number of texts without holding them all, as `TextEncoder.stream` says."""
+        return self._encoder.stream(inputs, window)
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text as the model reads it, special tokens counted, prompts not added."""
         return self._encoder.count_tokens(texts)
@@ -85,15 +103,7 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
         Raises:
             InputError: An empty text, an unknown task, or titles that do not fit.
         """
-        if isinstance(texts, str):
-            raise InputError("texts is a list of strings, and one string came: put it in a list")
-        task = Task.parse(task)
-        if titles is not None:
-            if task is not Task.DOCUMENT:
-                raise InputError(f"only documents have titles, and the task is {task.value}")
-            if len(titles) != len(texts):
-                raise InputError(f"{len(titles)} titles came for {len(texts)} texts")
-        return self.encode([Input(text, task, title) for text, title in zip(texts, titles or [None] * len(texts), strict=True)])
+        return self.encode(_inputs(texts, task, titles))
 
     def embed_documents(self, texts: list[str], titles: Sequence[str | None] | None = None) -> list[list[float]]:
         """Embed documents, each behind the document prompt with its title."""
@@ -106,16 +116,18 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
         return row
 
     async def aembed(self, texts: Sequence[str], task: Task | str, titles: Sequence[str | None] | None = None) -> Floats:
-        """`embed` in a thread: the event loop goes on meanwhile."""
-        return await asyncio.to_thread(self.embed, texts, task, titles)
+        """`embed` without holding up the event loop."""
+        return await self.aencode(_inputs(texts, task, titles))
 
     async def aembed_documents(self, texts: list[str], titles: Sequence[str | None] | None = None) -> list[list[float]]:
-        """`embed_documents` in a thread: the event loop goes on meanwhile."""
-        return await asyncio.to_thread(self.embed_documents, texts, titles)
+        """`embed_documents` without holding up the event loop."""
+        rows: list[list[float]] = (await self.aembed(texts, Task.DOCUMENT, titles)).tolist()
+        return rows
 
     async def aembed_query(self, text: str) -> list[float]:
-        """`embed_query` in a thread: the event loop goes on meanwhile."""
-        return await asyncio.to_thread(self.embed_query, text)
+        """`embed_query` without holding up the event loop."""
+        row: list[float] = (await self.aembed([text], Task.QUERY))[0].tolist()
+        return row
 
     def similarity(self, texts: Sequence[str], others: Sequence[str]) -> Floats:
         """How alike sentences are: cosines under the symmetric similarity prompt.
@@ -125,6 +137,18 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
         """
         rows = self.embed([*texts, *others], Task.SIMILARITY)
         return cosines(rows[: len(texts)], rows[len(texts) :])
+
+
+def _inputs(texts: Sequence[str], task: Task | str, titles: Sequence[str | None] | None) -> list[Input]:
+    if isinstance(texts, str):
+        raise InputError("texts is a list of strings, and one string came: put it in a list")
+    task = Task.parse(task)
+    if titles is not None:
+        if task is not Task.DOCUMENT:
+            raise InputError(f"only documents have titles, and the task is {task.value}")
+        if len(titles) != len(texts):
+            raise InputError(f"{len(titles)} titles came for {len(texts)} texts")
+    return [Input(text, task, title) for text, title in zip(texts, titles or [None] * len(texts), strict=True)]
 
 
 def _made_again(kind: type[GemmaEmbeddings], fields: dict[str, Any]) -> GemmaEmbeddings:

@@ -7,6 +7,7 @@
     │   └── TooFewLabels                  a promise needs more labelled questions (`gemma_rag.calibration`)
     ├── MissingExtra (also ImportError)   an optional dependency is not installed
     ├── ModelUnavailable                  a model cannot be reached, read or loaded
+    ├── EmbeddingServerError              a server that computes vectors failed, or answered what it should not
     ├── KnowledgeBaseError                the stored knowledge base is absent, damaged, locked or foreign
     └── LanguageModelError                the language model that should write the answer failed
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 def without_secrets(message: str) -> str:
@@ -51,6 +53,28 @@ class MissingExtra(GemmaRagError, ImportError):
 
 class ModelUnavailable(GemmaRagError):
     """A model cannot be reached, read or loaded."""
+
+
+class EmbeddingServerError(GemmaRagError):
+    """A server that computes vectors failed for good, or answered what it should not.
+
+    Attributes:
+        url: What was asked for, without credentials.
+        status: The HTTP status, None where no answer came.
+        finished: Rows that were computed all the same, by their index in what was to be embedded; a cache keeps them.
+    """
+
+    def __init__(self, message: str, *, url: str, status: int | None = None) -> None:
+        self.message, self.url, self.status = message, url, status
+        self.finished: dict[int, Any] = {}
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _server_error, (self.message, self.url, self.status)
+
+
+def _server_error(message: str, url: str, status: int | None) -> EmbeddingServerError:
+    return EmbeddingServerError(message, url=url, status=status)
 
 
 class KnowledgeBaseError(GemmaRagError):

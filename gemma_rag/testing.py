@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from gemma_rag.prompts import EMBEDDINGGEMMA, Task
+from gemma_rag.prompts import EMBEDDINGGEMMA, EMBEDDINGGEMMA_2, PromptProfile, Task
 
 _WORDS = "the quick brown fox jumps over the lazy dog; how do I reset my password in the portal? 如何重置密码 请假流程"
 
@@ -32,7 +32,33 @@ _PROMPT_NAMES: Mapping[str, Task] = {  # the names in google/embeddinggemma-300m
     "Summarization": Task.SUMMARIZATION,
 }
 
+_PROMPT_NAMES_2: Mapping[str, Task] = {  # those that google/embeddinggemma-2 is known to have besides
+    "query": Task.QUERY,
+    "document": Task.DOCUMENT,
+    "SearchQuery": Task.QUERY,
+    "Document": Task.DOCUMENT,
+    "Classification": Task.CLASSIFICATION,
+    "Clustering": Task.CLUSTERING,
+    "SentenceSimilarity": Task.SIMILARITY,
+    "Summarization": Task.SUMMARIZATION,
+    "CodeRetrieval": Task.CODE_QUERY,
+    "QuestionAnswering": Task.QUESTION_ANSWERING,
+    "FactChecking": Task.FACT_CHECKING,
+}
+
 _TINY = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 3, "head_dim": 16}
+_TINY_2 = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 16,
+    "embedding_dim": 48,
+    "max_position_embeddings": 16_384,
+}
 _FULL = {"hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 24, "num_attention_heads": 3, "head_dim": 256}
 
 
@@ -58,16 +84,21 @@ def _tokenizer(corpus: Iterable[str]) -> Any:
     )
 
 
-def build_random_embeddinggemma(folder: str | Path, size: Literal["tiny", "full"] = "tiny", seed: int = 0) -> Path:
+def build_random_embeddinggemma(
+    folder: str | Path, size: Literal["tiny", "full"] = "tiny", seed: int = 0, generation: Literal[1, 2] = 1
+) -> Path:
     """Write an EmbeddingGemma with random weights, to be loaded like the true one.
 
-    Gemma 3 text encoder with bidirectional attention, mean pooling, two Dense layers without bias, Normalize, and the
-    prompts of the true model's configuration.
+    The first generation: Gemma 3 text encoder with bidirectional attention, mean pooling, two Dense layers without bias,
+    Normalize. The second: the text half of EmbeddingGemma 2, whose projection is in the encoder, mean pooling, Normalize.
+    Both with the prompts of the true model's configuration.
 
     Args:
-        folder: Where to write it; made where it is missing.
-        size: ``tiny``, about 160 thousand parameters in seconds; ``full``, the true sizes, 307.6 million in about 20 s.
+        folder: Where to write it; made where it is missing. Its name should say the generation, as the true model's does.
+        size: ``tiny``, about 160 (80) thousand parameters in seconds; ``full``, the true sizes, 307.6 million parameters in
+            about 20 s (first generation), 271 million (second).
         seed: Seed of the weights.
+        generation: Which EmbeddingGemma.
 
     Returns:
         The folder.
@@ -75,39 +106,62 @@ def build_random_embeddinggemma(folder: str | Path, size: Literal["tiny", "full"
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
-    from transformers import Gemma3TextConfig, Gemma3TextModel
 
     torch.manual_seed(seed)
-    prompts = {name: EMBEDDINGGEMMA.prompts[task] for name, task in _PROMPT_NAMES.items()}
-    tokenizer = _tokenizer([*prompts.values(), *[_WORDS] * 9])
-    sizes = _TINY if size == "tiny" else _FULL
-    config = Gemma3TextConfig(
-        **sizes,
-        num_key_value_heads=1,
-        query_pre_attn_scalar=sizes["head_dim"],
-        vocab_size=len(tokenizer) if size == "tiny" else 262_144,
-        max_position_embeddings=2048,
-        sliding_window=512,
-        use_bidirectional_attention=True,
+    prompts = (
+        _named_prompts(EMBEDDINGGEMMA, _PROMPT_NAMES) if generation == 1 else _named_prompts(EMBEDDINGGEMMA_2, _PROMPT_NAMES_2)
     )
-    hidden, inner = sizes["hidden_size"], 4 * sizes["hidden_size"]
+    tokenizer = _tokenizer([*prompts.values(), *[_WORDS] * 9])
+    vocabulary = len(tokenizer) if size == "tiny" else 262_144
+    body, width = _first_encoder(size, vocabulary) if generation == 1 else _second_encoder(size, vocabulary)
+    dense = []
+    if generation == 1:
+        linear = {"bias": False, "activation_function": torch.nn.Identity()}
+        dense = [Dense(width, 4 * width, **linear), Dense(4 * width, width, **linear)]
     with tempfile.TemporaryDirectory() as scratch:
-        Gemma3TextModel(config).save_pretrained(scratch)
+        body.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         model = SentenceTransformer(
             device="cpu",
             prompts=prompts,
             similarity_fn_name="cosine",
             modules=[
-                Transformer(scratch, max_seq_length=2048),
-                Pooling(hidden, "mean"),
-                Dense(hidden, inner, bias=False, activation_function=torch.nn.Identity()),
-                Dense(inner, hidden, bias=False, activation_function=torch.nn.Identity()),
+                Transformer(scratch, max_seq_length=2048 if generation == 1 else 8192),
+                Pooling(width, "mean"),
+                *dense,
                 Normalize(),
             ],
         )
     model.save_pretrained(str(folder), create_model_card=False)
     return Path(folder)
+
+
+def _named_prompts(profile: PromptProfile, names: Mapping[str, Task]) -> dict[str, str]:
+    return {name: profile.prompts[task] for name, task in names.items()}
+
+
+def _first_encoder(size: str, vocabulary: int) -> tuple[Any, int]:
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    sizes = _TINY if size == "tiny" else _FULL
+    config = Gemma3TextConfig(
+        **sizes,
+        num_key_value_heads=1,
+        query_pre_attn_scalar=sizes["head_dim"],
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        sliding_window=512,
+        use_bidirectional_attention=True,
+    )
+    return Gemma3TextModel(config), sizes["hidden_size"]
+
+
+def _second_encoder(size: str, vocabulary: int) -> tuple[Any, int]:
+    from transformers import EmbeddingGemma2TextConfig, EmbeddingGemma2TextModel
+
+    special = {"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    config = EmbeddingGemma2TextConfig(**special, **(_TINY_2 if size == "tiny" else {}))
+    return EmbeddingGemma2TextModel(config), config.embedding_dim
 
 
 def build_random_gemma(folder: str | Path, seed: int = 0) -> Path:

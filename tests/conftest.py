@@ -30,6 +30,14 @@ def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gemma_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny EmbeddingGemma of the second generation: 48 dimensions, random weights."""
+    from gemma_rag.testing import build_random_embeddinggemma
+
+    return build_random_embeddinggemma(tmp_path_factory.mktemp("models") / "tiny-embeddinggemma-2", generation=2)
+
+
+@pytest.fixture(scope="session")
 def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Gemma 3 language model with random weights."""
     from gemma_rag.testing import build_random_gemma

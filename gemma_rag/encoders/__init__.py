@@ -2,19 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gemma_rag.encoders.base import Encoder, Input, Overflow, Space, is_encoder
+from gemma_rag.encoders.engine import Engine
 from gemma_rag.encoders.settings import EncoderSettings
+from gemma_rag.encoders.text_encoder import TextEncoder
 
-__all__ = ["Encoder", "EncoderSettings", "Input", "Overflow", "Space", "is_encoder", "load_encoder"]
+__all__ = [
+    "Encoder",
+    "EncoderSettings",
+    "Input",
+    "Overflow",
+    "Space",
+    "TextEncoder",
+    "is_encoder",
+    "load_encoder",
+]
 
 
-def load_encoder(settings: EncoderSettings) -> Encoder:
-    """The encoder that the settings ask for. It loads its weights when first used.
+def load_encoder(settings: EncoderSettings) -> TextEncoder:
+    """The encoder that the settings ask for.
+
+    Whether the model can be had is found out now, within seconds; weights are loaded when first used.
 
     Raises:
         MissingExtra: The runtime is not installed.
         ModelUnavailable: The model cannot be had; the message says what to do.
+        EmbeddingServerError: The server cannot be reached, or refuses.
     """
-    from gemma_rag.encoders.sentence_transformers import SentenceTransformerEncoder
+    encoder = TextEncoder(settings, _engine(settings))
+    if settings.cache is None:
+        return encoder
+    from gemma_rag.encoders.cached import CachedEncoder
 
-    return SentenceTransformerEncoder(settings)
+    return CachedEncoder(encoder, settings.cache)  # type: ignore[return-value]
+
+
+def _engine(settings: EncoderSettings) -> Callable[[], Engine]:
+    """What makes the engine, once everything is known to be there; a server is asked at once."""
+    from gemma_rag.encoders import exported
+
+    runtime = settings.runtime
+    engine: Engine
+    if runtime == "ollama":
+        from gemma_rag.encoders.ollama import OllamaEngine
+
+        engine = OllamaEngine(settings)
+        return lambda: engine
+    if runtime == "tei":
+        from gemma_rag.encoders.tei import TeiEngine
+
+        engine = TeiEngine(settings)
+        return lambda: engine
+    if runtime == "openai":
+        from gemma_rag.encoders.openai import OpenAIEngine
+
+        engine = OpenAIEngine(settings)
+        return lambda: engine
+    folder = exported.find(settings)
+    if folder is not None and folder.runtime == "onnx":
+        from gemma_rag.encoders.onnx import OnnxEngine
+
+        return lambda: OnnxEngine(settings, folder)
+    if folder is not None:
+        from gemma_rag.encoders.openvino import OpenVinoEngine
+
+        return lambda: OpenVinoEngine(settings, folder)
+    from gemma_rag.encoders.sentence_transformers import SentenceTransformerEngine, find_source
+
+    source = find_source(settings)
+    return lambda: SentenceTransformerEngine(settings, source)

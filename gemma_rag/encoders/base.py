@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +16,17 @@ from gemma_rag.vectors import Floats
 Overflow: TypeAlias = Literal["truncate", "error", "average"]
 """What to do with a text longer than the context: cut it (with one warning that counts them), refuse, or split it and
 average the parts' vectors, weighted by their tokens."""
+
+
+BOUNDS: Mapping[str, float] = MappingProxyType(
+    {
+        **dict.fromkeys(("float32", "fp32", "f32"), 0.9999),
+        **dict.fromkeys(("bfloat16", "bf16", "float16", "fp16", "f16"), 0.995),
+        **dict.fromkeys(("int8", "q8_0", "server"), 0.98),
+    }
+)
+"""Smallest cosine with the model's own float32 vectors that is expected, by precision in small letters; a precision that is
+not here has that of ``server``."""
 
 
 class Input(NamedTuple):
@@ -70,9 +82,15 @@ class Space(BaseModel):
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
-def prompts_digest(profile: PromptProfile) -> str:
-    """Sixteen hexadecimal digits over what the profile makes of every task, with and without a title."""
+def prompts_digest(profile: PromptProfile, detect: bool = True) -> str:
+    """Sixteen hexadecimal digits over what the profile makes of every task, with and without a title.
+
+    Args:
+        profile: The prompts.
+        detect: Whether a text that brings its prompt is left alone (`EncoderSettings.detect_prompts`).
+    """
     rendered = [profile.render("text", task, title) for task in Task for title in (None, "title")]
+    rendered += [] if detect else ["every text is prompted"]
     return hashlib.sha256(json.dumps(rendered).encode()).hexdigest()[:16]
 
 

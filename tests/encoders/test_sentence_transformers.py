@@ -5,16 +5,18 @@ import threading
 import numpy as np
 import pytest
 
-from gemma_rag.encoders import EncoderSettings, Input
-from gemma_rag.encoders.sentence_transformers import SentenceTransformerEncoder, _context, token_batches, weights_digest
+from gemma_rag.encoders import EncoderSettings, Input, TextEncoder, load_encoder
+from gemma_rag.encoders.checks import chosen_context
+from gemma_rag.encoders.sentence_transformers import SentenceTransformerEngine, weights_digest
+from gemma_rag.encoders.text_encoder import token_batches
 from gemma_rag.errors import InputError, ModelUnavailable
 from gemma_rag.prompts import E5, EMBEDDINGGEMMA_2, Task
 
 TEXTS = ["how do I reset my password?", "the lazy dog", "如何重置密码", "a\nb", "x" * 200]
 
 
-def encoder(model, **settings) -> SentenceTransformerEncoder:
-    return SentenceTransformerEncoder(EncoderSettings(model=str(model), device="cpu", show_progress=False, **settings))
+def encoder(model, **settings) -> TextEncoder:
+    return load_encoder(EncoderSettings(model=str(model), device="cpu", show_progress=False, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +88,9 @@ def test_order_and_padding_change_nothing(tiny_gemma, gemma):
 
 
 def test_equal_texts_are_computed_once_and_returned_each(gemma, monkeypatch):
-    model, seen = gemma._load().model, []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda texts, **options: (seen.extend(texts), encode(texts, **options))[1])
+    engine, seen = gemma.engine, []
+    read = engine.read
+    monkeypatch.setattr(engine, "read", lambda texts: (seen.extend(texts), read(texts))[1])
     rows = gemma.encode([Input("dog", Task.QUERY), Input("fox", Task.QUERY), Input("dog", Task.QUERY)])
     assert sorted(seen) == ["task: search result | query: dog", "task: search result | query: fox"]
     assert (rows[0] == rows[2]).all()
@@ -174,14 +176,18 @@ def test_on_overflow_average_reads_the_whole_text(tiny_gemma):
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-6
 
 
-def test_on_overflow_average_is_the_mean_of_the_parts_weighted_by_their_tokens(tiny_gemma):
+def test_on_overflow_average_is_the_mean_of_the_parts_weighted_by_their_tokens(tiny_gemma, monkeypatch):
     averaging = encoder(tiny_gemma, max_tokens=64, on_overflow="average")
-    pieces = averaging._pieces("task: search result | query: " + LONG, Input(LONG, Task.QUERY), averaging._load())
+    engine, seen = averaging.engine, []
+    read = engine.read
+    monkeypatch.setattr(engine, "read", lambda texts: (seen.extend(texts), read(texts))[1])
+    averaged = averaging.encode([Input(LONG, Task.QUERY)])[0]
+    pieces = seen[2:]  # after the whole text, and the prompt alone
     assert "".join(piece.removeprefix("task: search result | query: ") for piece in pieces).strip() == LONG.strip()
     weights = np.array(averaging.count_tokens(pieces), dtype=np.float64)
     assert weights.max() <= 64
     mean = weights @ averaging.encode([Input(piece, Task.QUERY) for piece in pieces])
-    assert np.abs(averaging.encode([Input(LONG, Task.QUERY)])[0] - mean / np.linalg.norm(mean)).max() < 1e-5
+    assert np.abs(averaged - mean / np.linalg.norm(mean)).max() < 1e-5
 
 
 def test_averaging_leaves_short_texts_alone(tiny_gemma, gemma):
@@ -259,6 +265,7 @@ def test_weights_that_cannot_be_read_are_an_error_with_the_models_name(tmp_path)
         ({"max_tokens": 64}, "max_tokens"),
         ({"on_overflow": "average"}, "overflow"),
         ({"precision": "bfloat16"}, "precision"),
+        ({"detect_prompts": False}, "prompts"),
     ],
 )
 def test_whatever_changes_the_vectors_changes_the_space(tiny_gemma, gemma, settings, field):
@@ -279,7 +286,7 @@ def test_a_copy_of_the_model_in_another_folder_is_the_same_space(tiny_gemma, tmp
     assert encoder(tmp_path / "copy").space.fingerprint == gemma.space.fingerprint
 
 
-@pytest.mark.parametrize("settings", [{"batch_tokens": 64}, {"on_overflow": "error"}, {"detect_prompts": False}])
+@pytest.mark.parametrize("settings", [{"batch_tokens": 64}, {"on_overflow": "error"}])
 def test_what_does_not_change_the_vectors_does_not_change_the_space(tiny_gemma, gemma, settings):
     assert encoder(tiny_gemma, **settings).space.fingerprint == gemma.space.fingerprint
 
@@ -287,7 +294,7 @@ def test_what_does_not_change_the_vectors_does_not_change_the_space(tiny_gemma, 
 def test_one_changed_weight_matrix_changes_the_digest(gemma):
     import torch
 
-    model = gemma._load().model
+    model = gemma.engine.model
     before = weights_digest(model)
     layer = next(module for module in model if type(module).__name__ == "Dense").linear
     with torch.no_grad():
@@ -305,6 +312,10 @@ def test_batches_stay_within_the_budget_and_hold_every_text_once():
     batches = token_batches(lengths, 512)
     assert sorted(i for batch in batches for i in batch) == list(range(500))
     assert all(max(lengths[i] for i in batch) * len(batch) <= 512 for batch in batches)
+
+
+def test_batches_hold_no_more_texts_than_they_may():
+    assert token_batches([5, 5, 5, 5, 5], 1000, most=2) == [[0, 1], [2, 3], [4]]
 
 
 def test_a_text_longer_than_the_budget_is_a_batch_of_its_own():
@@ -331,7 +342,7 @@ def test_counted_tokens_are_those_that_the_model_reads(gemma, library):
     assert counted == [int(library.tokenize([text])["attention_mask"].sum()) for text in TEXTS]
 
 
-def test_tokens_are_counted_beyond_the_context(tiny_gemma):
+def test_tokens_are_counted_beyond_thechosen_context(tiny_gemma):
     assert encoder(tiny_gemma, max_tokens=32).count_tokens([LONG])[0] > 100
 
 
@@ -368,22 +379,22 @@ def test_embeddinggemma_2_names_the_release_that_it_needs(second_gemma, monkeypa
 
 @pytest.mark.parametrize("reported", [None, 10**30])
 def test_embeddinggemma_2_which_reports_no_limit_takes_8192_tokens(reported):
-    assert _context(EncoderSettings(), reported, EMBEDDINGGEMMA_2, "embeddinggemma-2") == 8192
+    assert chosen_context(EncoderSettings(), reported, EMBEDDINGGEMMA_2, "embeddinggemma-2") == 8192
 
 
 def test_a_model_that_reports_no_limit_has_to_be_given_one():
     with pytest.raises(ModelUnavailable, match="give max_tokens"):
-        _context(EncoderSettings(), None, E5, "some-model")
+        chosen_context(EncoderSettings(), None, E5, "some-model")
 
 
 def test_a_given_limit_serves_a_model_that_reports_none():
-    assert _context(EncoderSettings(max_tokens=100), None, E5, "some-model") == 100
+    assert chosen_context(EncoderSettings(max_tokens=100), None, E5, "some-model") == 100
 
 
 def test_a_model_of_the_hub_is_looked_for_on_this_machine_first(tiny_gemma, monkeypatch):
     import sentence_transformers
 
-    from gemma_rag.encoders import sentence_transformers as module
+    from gemma_rag.encoders.models import Source
 
     asked: list[bool] = []
     real = sentence_transformers.SentenceTransformer
@@ -395,8 +406,8 @@ def test_a_model_of_the_hub_is_looked_for_on_this_machine_first(tiny_gemma, monk
         return real(str(tiny_gemma), local_files_only=True, **options)
 
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", load)
-    source = module.Source(location="someone/some-model", name="some-model", local=False)
-    module._load(EncoderSettings(model=str(tiny_gemma)), source)
+    source = Source(location="someone/some-model", name="some-model", local=False)
+    SentenceTransformerEngine(EncoderSettings(model=str(tiny_gemma)), source)
     assert asked == [True, False]
-    module._load(EncoderSettings(model=str(tiny_gemma)), source)
+    SentenceTransformerEngine(EncoderSettings(model=str(tiny_gemma)), source)
     assert asked == [True, False, True]  # what is there is not asked for again
