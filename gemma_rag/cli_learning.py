@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from gemma_rag.cli_options import BaseFolder, Json, Labelled, Model, Split, print_json, settings_from, terminal_for
+from gemma_rag.cli_options import (
+    BaseFolder,
+    Json,
+    Labelled,
+    Model,
+    RuntimeName,
+    RuntimeOption,
+    Split,
+    Url,
+    print_json,
+    settings_from,
+    terminal_for,
+)
 from gemma_rag.errors import InputError
 
 
@@ -127,6 +139,8 @@ def calibrate(
 def evaluate(
     dataset: Annotated[Path, typer.Argument(help="A folder with corpus.jsonl and queries.jsonl.")],
     model: Model = None,
+    runtime: RuntimeOption = RuntimeName.AUTO,
+    url: Url = None,
     mode: Annotated[EvaluationModeName, typer.Option(help="How to search.")] = EvaluationModeName.TWO_STAGE,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Order by cosines and matching words together.")] = False,
     router: Annotated[
@@ -158,7 +172,7 @@ def evaluate(
     data = Dataset.load(dataset)
     data.split(split)
     by_words = mode is against is EvaluationModeName.LEXICAL or (mode is EvaluationModeName.LEXICAL and against is None)
-    embeddings = WordsOnly() if by_words else load_encoder(settings_from(as_json, model=model))
+    embeddings = WordsOnly() if by_words else load_encoder(settings_from(as_json, model=model, runtime=runtime, url=url))
     unread = "zh" not in (embeddings.profile.languages or ("zh",)) and all(reads_as_chinese(q.question) for q in data.questions)
     if unread and mode is EvaluationModeName.TWO_STAGE and against is None:
         show.note("the model reads none of these questions: all are searched by words, and nothing is embedded")

@@ -9,7 +9,7 @@ from langchain_core.embeddings import Embeddings
 from pydantic import PrivateAttr
 from typing_extensions import Self
 
-from gemma_rag.encoders import EncoderSettings, Input, Space, TextEncoder, load_encoder
+from gemma_rag.encoders import CachedEncoder, EncoderSettings, Input, Space, TextEncoder, load_encoder
 from gemma_rag.encoders.text_encoder import WINDOW
 from gemma_rag.errors import InputError
 from gemma_rag.prompts import PromptProfile, Task
@@ -34,7 +34,7 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
         ModelUnavailable: The model cannot be had; the message says what to do.
     """
 
-    _encoder: TextEncoder = PrivateAttr()
+    _encoder: TextEncoder | CachedEncoder = PrivateAttr()
 
     def model_post_init(self, context: object, /) -> None:
         """Find the model; fails within seconds where it cannot be had."""

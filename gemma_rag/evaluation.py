@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import time
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from gemma_rag import __version__
 from gemma_rag.calibrating import CalibrationReport, calibrate
 from gemma_rag.curves import auroc, precision_recall, risk_coverage, roc
-from gemma_rag.encoders import Encoder, Input
+from gemma_rag.encoders import CachedEncoder, Encoder
 from gemma_rag.errors import InputError
 from gemma_rag.fitting import fit_router
 from gemma_rag.intervals import bootstrap_interval, bootstrap_statistic, paired_test
@@ -31,7 +30,6 @@ from gemma_rag.observing import Observed, observe
 from gemma_rag.retriever import TwoStageRetriever
 from gemma_rag.routing import Gate
 from gemma_rag.search import Found, Search
-from gemma_rag.vectors import Floats
 
 EvaluationMode: TypeAlias = Literal["two-stage", "flat", "classic", "lexical"]
 RouterChoice: TypeAlias = Literal["none", "learned"]
@@ -383,50 +381,4 @@ def open_base(dataset: Dataset, embeddings: Encoder, cache: Path | None = None) 
             except InputError:
                 if not path.is_dir():
                     raise  # else another process was faster
-    return KnowledgeBase.open(path, Remembering(embeddings, cache))
-
-
-class Remembering:
-    """An encoder that keeps the vectors of questions in a folder, so that asking them again costs nothing.
-
-    Args:
-        encoder: What embeds.
-        folder: Where to keep them; one file for each space.
-    """
-
-    def __init__(self, encoder: Encoder, folder: Path) -> None:
-        self._encoder = encoder
-        self.space = encoder.space
-        self.profile = encoder.profile
-        self._file = folder / f"questions-{self.space.fingerprint[:16]}.npz"
-        self._rows: dict[str, int] = {}
-        self._vectors: Floats = np.zeros((0, self.space.dimensions), dtype=np.float32)
-        if self._file.is_file():
-            try:
-                with self._file.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                    keys, vectors = stored["keys"].tolist(), stored["vectors"]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise InputError(f"{self._file} is damaged: {error}. Remove it; it is made anew") from None
-            self._rows, self._vectors = {key: row for row, key in enumerate(keys)}, vectors
-
-    def encode(self, inputs: Iterable[Input]) -> Floats:
-        """Embed what is new, and remember it."""
-        asked = list(inputs)
-        keys = [hashlib.sha256(json.dumps([i.task.value, i.title, i.text]).encode()).hexdigest() for i in asked]
-        new = {key: i for i, key in enumerate(keys) if key not in self._rows}
-        if new:
-            vectors = self._encoder.encode([asked[i] for i in new.values()])
-            self._rows |= {key: len(self._vectors) + n for n, key in enumerate(new)}
-            self._vectors = np.concatenate([self._vectors, vectors])
-            self._save()
-        return self._vectors[[self._rows[key] for key in keys]]
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """As the encoder counts."""
-        return self._encoder.count_tokens(texts)
-
-    def _save(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._file.with_name(f"{self._file.stem}.{os.getpid()}.new.npz")  # two processes may be at it
-        np.savez(scratch, keys=np.array(list(self._rows), dtype=np.str_), vectors=self._vectors)
-        scratch.replace(self._file)
+    return KnowledgeBase.open(path, CachedEncoder(embeddings, cache))

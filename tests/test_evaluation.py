@@ -9,20 +9,17 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gemma_rag.calibrating import calibrate
 from gemma_rag.documents import Document
-from gemma_rag.encoders import Input
 from gemma_rag.errors import InputError
-from gemma_rag.evaluation import PLAIN, Remembering, compare, default_cache, evaluate, open_base
+from gemma_rag.evaluation import PLAIN, compare, default_cache, evaluate, open_base
 from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.labelled import Dataset, as_labelled, texts
 from gemma_rag.learned import Learned
 from gemma_rag.metrics import ranking_metrics
 from gemma_rag.observing import observe
-from gemma_rag.prompts import NO_PROMPTS, Task
+from gemma_rag.prompts import NO_PROMPTS
 from gemma_rag.results import Outcome
 from gemma_rag.retriever import TwoStageRetriever
 from gemma_rag.routing import Gate
@@ -492,73 +489,13 @@ def test_the_default_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch) -
     assert default_cache() == tmp_path / "home" / ".cache" / "gemma-rag"
 
 
-# -- an encoder that remembers ----------------------------------------------------------------------------------------
-
-
-@given(rounds=st.lists(st.lists(st.sampled_from(["red", "green", "red apple", "bus"]), max_size=5), max_size=4))
-def test_a_remembered_vector_is_the_encoders_own_and_is_asked_for_once(rounds, tmp_path_factory) -> None:
-    words = _Counting()
-    folder = tmp_path_factory.mktemp("vectors")
-    asked_before: list[str] = []
-    for each in rounds:
-        encoder = Remembering(words, folder)  # a new one each time: it reads what the last one wrote
-        vectors = encoder.encode([Input(text, Task.QUERY) for text in each])
-        assert vectors.dtype == np.float32
-        assert vectors.tolist() == [words.vector(text) for text in each]
-        asked_before += dict.fromkeys(text for text in each if text not in asked_before)
-    assert words.asked == asked_before
-
-
-def test_a_text_is_remembered_with_its_task_and_its_title(tmp_path) -> None:
-    words = _Counting()
-    encoder = Remembering(words, tmp_path)
-    inputs = [
-        Input("red", Task.QUERY),
-        Input("red", Task.CLASSIFICATION),
-        Input("red", Task.DOCUMENT),
-        Input("red", Task.DOCUMENT, "t"),
-    ]
-    for _ in range(2):
-        assert encoder.encode(iter(inputs)).shape == (4, 3)
-    assert words.asked == ["red"] * 4
-
-
-def test_everything_else_is_the_encoders_own(tmp_path) -> None:
-    words = _Counting()
-    encoder = Remembering(words, tmp_path / "new")
-    assert (encoder.space, encoder.profile) == (words.space, words.profile)
-    assert encoder.count_tokens(["a b", "c"]) == [2, 1]
-    assert not (tmp_path / "new").exists()
-
-
-class _Counting:
-    """An encoder of three components that notes what it is asked for."""
-
-    profile = NO_PROMPTS
-
-    def __init__(self) -> None:
-        from gemma_rag.encoders.words_only import WordsOnly
-
-        self.space = WordsOnly.space.model_copy(update={"dimensions": 3})
-        self.asked: list[str] = []
-
-    def vector(self, text: str) -> list[float]:
-        return np.array([len(text), text.count("r"), 1], dtype=np.float32).tolist()
-
-    def encode(self, inputs):
-        self.asked += [item.text for item in inputs]
-        return np.array([self.vector(item.text) for item in inputs], dtype=np.float32)
-
-    def count_tokens(self, texts):
-        return [len(text.split()) for text in texts]
-
-
-def test_a_damaged_file_of_remembered_questions_is_named(words, tmp_path) -> None:
-    file = tmp_path / f"questions-{words.space.fingerprint[:16]}.npz"
-    for content in (b"", b"PK\x03\x04 cut short", b"no archive"):
-        file.write_bytes(content)
-        with pytest.raises(InputError, match=r"questions-.*\.npz is damaged: .*Remove it"):
-            Remembering(words, tmp_path)
+def test_a_second_evaluation_embeds_nothing(words, tmp_path) -> None:
+    data = dataset(FOUR, DEV)
+    for calls in (True, False):
+        words.calls.clear()
+        with open_base(data, words, tmp_path) as base:
+            evaluate(data, base, split="dev")
+        assert bool(words.calls) is calls
 
 
 def test_of_two_processes_that_build_the_same_cache_the_slower_takes_what_is_there(words, tmp_path, monkeypatch) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gemma_rag.encoders.base import Encoder, Input, Overflow, Space, is_encoder
+from gemma_rag.encoders.cached import CachedEncoder
 from gemma_rag.encoders.engine import Engine
 from gemma_rag.encoders.settings import EncoderSettings
 from gemma_rag.encoders.text_encoder import TextEncoder
 
 __all__ = [
+    "CachedEncoder",
     "Encoder",
     "EncoderSettings",
     "Input",
@@ -21,7 +23,7 @@ __all__ = [
 ]
 
 
-def load_encoder(settings: EncoderSettings) -> TextEncoder:
+def load_encoder(settings: EncoderSettings) -> TextEncoder | CachedEncoder:
     """The encoder that the settings ask for.
 
     Whether the model can be had is found out now, within seconds; weights are loaded when first used.
@@ -32,11 +34,7 @@ def load_encoder(settings: EncoderSettings) -> TextEncoder:
         EmbeddingServerError: The server cannot be reached, or refuses.
     """
     encoder = TextEncoder(settings, _engine(settings))
-    if settings.cache is None:
-        return encoder
-    from gemma_rag.encoders.cached import CachedEncoder
-
-    return CachedEncoder(encoder, settings.cache)  # type: ignore[return-value]
+    return encoder if settings.cache is None else CachedEncoder(encoder, settings.cache)
 
 
 def _engine(settings: EncoderSettings) -> Callable[[], Engine]:

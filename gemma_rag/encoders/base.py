@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from pydantic import BaseModel, ConfigDict
 
+from gemma_rag.errors import InputError
 from gemma_rag.prompts import PromptProfile, Task
 from gemma_rag.vectors import Floats
 
@@ -121,6 +123,31 @@ class Encoder(Protocol):
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text as the model would read it, special tokens counted, prompts not added, nothing cut."""
         ...
+
+
+def in_windows(encode: Callable[[list[Input]], Floats], inputs: Iterable[Input], window: int) -> Iterator[Floats]:
+    """Embed any number of texts, a window at a time; reads no further than the next window needs.
+
+    Args:
+        encode: `Encoder.encode`.
+        inputs: What to embed.
+        window: Texts at a time, at least 1.
+
+    Yields:
+        What `encode` makes of each window, in order.
+
+    Raises:
+        InputError: As `encode` raises it; indices count within the window, and the message says where it starts.
+    """
+    if window < 1:
+        raise InputError(f"a window holds at least 1 text, and {window} was asked for")
+    rest, done = iter(inputs), 0
+    while part := list(islice(rest, window)):
+        try:
+            yield encode(part)
+        except InputError as error:
+            raise InputError(f"in the texts from {done}: {error}") from error
+        done += len(part)
 
 
 def is_encoder(value: object) -> TypeGuard[Encoder]:

@@ -11,12 +11,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from gemma_rag.encoders.base import Input, Space
+from gemma_rag.encoders.base import Input, Space, in_windows
 from gemma_rag.encoders.checks import check_inputs, chosen_dimensions
 from gemma_rag.encoders.engine import Engine, Reading
 from gemma_rag.encoders.settings import EncoderSettings
@@ -136,21 +135,13 @@ class TextEncoder:
             inputs: What to embed; read as far as the next window needs.
             window: Texts at a time, at least 1.
 
-        Yields:
-            float32 of shape ``(window, space.dimensions)``, the last one shorter; the rows in the order of the texts.
+        Returns:
+            Arrays of float32, shape ``(window, space.dimensions)``, the last one shorter; rows in the order of the texts.
 
         Raises:
             InputError: As `encode`; indices count within the window, and the message says where it starts.
         """
-        if window < 1:
-            raise InputError(f"a window holds at least 1 text, and {window} was asked for")
-        rest, done = iter(inputs), 0
-        while part := list(islice(rest, window)):
-            try:
-                yield self.encode(part)
-            except InputError as error:
-                raise InputError(f"in the texts from {done}: {error}") from error
-            done += len(part)
+        return in_windows(self.encode, inputs, window)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
