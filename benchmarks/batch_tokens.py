@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 from environment import environment
 
-from gemma_rag.encoders import EncoderSettings, Input
-from gemma_rag.encoders.sentence_transformers import SentenceTransformerEncoder
+from gemma_rag.encoders import EncoderSettings, Input, load_encoder
 from gemma_rag.prompts import EMBEDDINGGEMMA, Task
 from gemma_rag.testing import build_random_embeddinggemma
 
@@ -64,10 +63,10 @@ def main() -> None:
     texts = [" ".join(rng.choices(WORDS, k=length)) for length in lengths]
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model or build_random_embeddinggemma(Path(scratch) / "full", "full")
-        encoder = SentenceTransformerEncoder(EncoderSettings(model=str(folder), device="cpu", show_progress=False))
+        encoder = load_encoder(EncoderSettings(model=str(folder), device="cpu", show_progress=False))
         inputs = [Input(text, Task.DOCUMENT) for text in texts]
         encoder.encode(inputs[:4])
-        library = encoder._load().model
+        library = encoder.engine.model
         prompt = EMBEDDINGGEMMA.prompts[Task.DOCUMENT]
         seconds = {
             f"sentence-transformers, batch of {size}": best_of(
@@ -76,7 +75,7 @@ def main() -> None:
             for size in (32, 8)
         }
         for budget in BUDGETS:
-            encoder._load().batch_tokens = budget
+            encoder.engine.batch_tokens = budget
             seconds[f"gemma-rag, {budget} tokens"] = best_of(options.repeat, lambda: encoder.encode(inputs))
         question = [Input(texts[0], Task.QUERY), Input(texts[0], Task.CLASSIFICATION)]
         one = best_of(options.repeat, lambda: encoder.encode(question))
