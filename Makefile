@@ -5,14 +5,19 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 PEERS ?= .venv-peers
+INFINITY ?= .venv-infinity
 
-.PHONY: demo test check bench eval clean
+.PHONY: demo test servers check bench eval clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/gemma-rag demo --model minilm
 
 test: $(VENV)/test.installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# The tests of the runtime for servers against a real one, which PyPI has.
+servers: $(VENV)/test.installed $(INFINITY)/installed
+	GEMMA_RAG_INFINITY=$(CURDIR)/$(INFINITY)/bin $(BIN)/python -m pytest tests/test_real_servers.py
 
 check: $(VENV)/check.installed
 	$(BIN)/ruff check .
@@ -31,7 +36,7 @@ eval: $(VENV)/test.installed
 	$(BIN)/python benchmarks/engine_quality.py --out benchmarks/results/engine-quality.json
 
 clean:
-	rm -rf $(VENV) $(PEERS) .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(INFINITY) .cache .mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +54,12 @@ $(PEERS)/installed: constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch langchain-huggingface \
 		sentence-transformers llama-index-embeddings-huggingface fastembed
+	touch $@
+
+$(INFINITY)/installed: constraints.txt tests/infinity-constraints.txt
+	$(PYTHON) -m venv $(INFINITY)
+	$(INFINITY)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt \
+		-c tests/infinity-constraints.txt torch "infinity-emb[torch,server]"
 	touch $@
 
 $(VENV)/test.installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -156,6 +156,8 @@ def _same_model(settings: EncoderSettings, space: Space) -> str:
     name, _, tag = space.model.rpartition("/")[2].lower().partition(":")
     if name == "all-minilm-l6-v2" or (name == "all-minilm" and not tag.startswith("33m")):  # Ollama's 33m is the L12 model
         return OFFLINE_MODEL
+    if space.model.count("/") != 1 and settings.model.count("/") == 1:
+        return settings.model  # a server may leave the owner out of a model's name
     return SHORT_NAMES.get(name, space.model)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
 from pydantic import PrivateAttr
@@ -36,9 +36,11 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
 
     _encoder: TextEncoder | CachedEncoder = PrivateAttr()
 
-    def model_post_init(self, context: object, /) -> None:
-        """Find the model; fails within seconds where it cannot be had."""
-        self._encoder = load_encoder(self)
+    if not TYPE_CHECKING:  # type checkers see the fields
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self._encoder = load_encoder(self)  # once the settings are known to be right; no server is asked before
 
     def _fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in type(self).model_fields}

@@ -140,13 +140,18 @@ class PromptProfile:
         """The text as the model reads it: prompt, title and text."""
         return self.prompt(task, title) + text
 
+    def prompt_of(self, text: str) -> str:
+        """The profile's prompt, whichever, that a text already starts with; "" for none."""
+        used = [prompt for prompt in self.prompts.values() if prompt]
+        found = max((prompt for prompt in used if text.startswith(prompt)), key=len, default="")
+        if not found and any(prompt.startswith(_NO_TITLE) for prompt in used):
+            titled = _GEMMA_TITLED.match(text)
+            found = titled.group() if titled else ""
+        return found
+
     def is_prompted(self, text: str) -> bool:
         """Whether the text already starts with one of the profile's prompts, whichever."""
-        used = [prompt for prompt in self.prompts.values() if prompt]
-        if any(text.startswith(prompt) for prompt in used):
-            return True
-        titled = any(prompt.startswith(_NO_TITLE) for prompt in used)
-        return titled and _GEMMA_TITLED.match(text) is not None
+        return bool(self.prompt_of(text))
 
 
 _GEMMA_PROMPTS = {

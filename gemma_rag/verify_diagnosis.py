@@ -26,7 +26,8 @@ CURES: Mapping[Fault, str] = MappingProxyType(
         Fault.PROMPTS_DOUBLED: "Let one side alone put the prompts: switch off the server's default prompt, or the client's.",
         Fault.WRONG_ROLE: "Embed questions as queries and documents as documents: each task has a prompt of its own.",
         Fault.TITLE_LOST: "Give the title as the document's title (Input.title): it belongs in the prompt, not in the text.",
-        Fault.TEXTS_CHANGED: "Hand texts as they are to the model's own tokenizer: replace no line breaks, and strip nothing.",
+        Fault.TEXTS_CHANGED: "Hand texts as they are to the model's own tokenizer: replace no line breaks, and strip nothing. "
+        "llama.cpp reads Korean and Indic scripts wrongly for BERT models: serve those with another server.",
         Fault.DENSE_MISSING: "Use a conversion of the model that has its Dense layers (2_Dense, 3_Dense) behind the pooling.",
         Fault.TRUNCATED_EARLY: "Raise the limit to the model's context: max_tokens, or the server's num_ctx or input length.",
         Fault.ANOTHER_MODEL: "Load the model that the reference was made with, or make a reference of this one.",

@@ -52,7 +52,12 @@ class Kind:
     def start(self, folder: Path, model: str) -> contextlib.AbstractContextManager[RealServer]:
         """Start it, and do not wait for it; what it prints goes to a file in the folder."""
         port = _free_port()
-        return _running(self.command([_existing(name) for name in self.variables], model, port), port, folder)
+        places = [Path(os.environ[name]).expanduser().absolute() for name in self.variables]
+        command = self.command(places, model, port)
+        for path in (*places, Path(command[0])):
+            if not path.exists():
+                raise FileNotFoundError(f"{' and '.join(self.variables)} should name {self.name}: there is no {path}")
+        return _running(command, port, folder)
 
 
 def _infinity(places: list[Path], model: str, port: int) -> list[str]:
@@ -143,13 +148,6 @@ def _running(command: list[str], port: int, folder: Path) -> Iterator[RealServer
             server.kill()
 
 
-def _existing(variable: str) -> Path:
-    place = Path(os.environ[variable]).expanduser().absolute()
-    if not place.exists():
-        raise FileNotFoundError(f"{variable} names {place}, which does not exist")
-    return place
-
-
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -161,7 +159,7 @@ def _watch(command: list[str]) -> int:
     """Run a command until it ends; when our standard input ends, the whole process group does."""
 
     def wait_for_the_end() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()

@@ -71,7 +71,8 @@ LAYERS = [
     {"encoders", "index", "storage", "lexical", "routing", "chunking", "loading", "passages", "rerank", "labelled"}
     | {"intervals", "metrics", "curves", "calibration", "probability", "learned"},
     {"view", "knowledge_base", "search", "judging", "retriever", "answer", "ingestion"}
-    | {"observing", "verify", "verify_diagnosis", "verify_reference", "verify_texts", "fitting", "calibrating", "estimating", "evaluation"},
+    | {"observing", "fitting", "calibrating", "estimating", "evaluation"}
+    | {"verify", "verify_diagnosis", "verify_reference", "verify_texts"},
     {"embeddings", "llms", "mteb_adapter", "plots", "page", "report", "calibration_page", "terminal", "demo", "testing"}
     | {"cli", "cli_export", "cli_learning", "cli_models", "cli_options"},
 ]

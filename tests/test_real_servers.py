@@ -166,7 +166,7 @@ async def test_several_asynchronous_callers_get_their_own_vectors(embeddings: Ge
 def test_several_texts_go_out_in_one_request_and_several_requests_at_a_time(server: RealServer, right: Floats):
     sizes, at_work = [], [0]
     encoder = load_encoder(settings(server, batch_texts=7, concurrency=8))
-    transport = encoder.engine.transport  # type: ignore[attr-defined]
+    transport = encoder.engine.transport
 
     async def counted(path: str, body: Any, post: Any = transport.post) -> Any:
         sizes.append(len(body["input"]))
@@ -195,12 +195,13 @@ def test_a_cut_vector_is_normalised_here_since_the_server_does_not(kind: Kind, s
     assert closest(rows, truncate(right[1:4], 128)) >= 0.9999
 
 
-def test_a_text_beyond_the_context_is_refused_before_anything_is_sent(server: RealServer):
-    embeddings = at(server, on_overflow="error")
-    place = TEXTS.index(BEYOND[0])
-    with pytest.raises(InputError, match=rf"longer than the context of 256 tokens.*: index {place}[, ]"):
-        embeddings.embed(TEXTS, Task.QUERY)
-    assert embeddings.embed([text for text in TEXTS if text not in BEYOND][:3], Task.QUERY).shape == (3, 384)
+def test_a_text_beyond_the_context_is_refused_before_anything_is_sent(server: RealServer, monkeypatch: pytest.MonkeyPatch):
+    encoder = load_encoder(settings(server, on_overflow="error"))
+    fitting = [text for text in TEXTS if text not in BEYOND][:3]
+    assert encoder.encode(queries(fitting)).shape == (3, 384)
+    monkeypatch.setattr(encoder.engine.transport, "post", None)
+    with pytest.raises(InputError, match=rf"longer than the context of 256 tokens.*: index {TEXTS.index(BEYOND[0])}[, ]"):
+        encoder.encode(queries(TEXTS))
 
 
 def test_a_text_beyond_the_context_can_be_averaged(server: RealServer, minilm: GemmaEmbeddings):
@@ -240,7 +241,7 @@ def test_what_was_computed_before_the_server_died_is_kept(
     with kind.start(tmp_path / "mortal", model) as mortal:
         mortal.wait()
         encoder = load_encoder(settings(mortal, **few))
-        kill_after(5, encoder.engine.transport, mortal)  # type: ignore[attr-defined]
+        kill_after(5, encoder.engine.transport, mortal)
         cached = CachedEncoder(encoder, tmp_path / "cache")
         with pytest.raises(EmbeddingServerError, match=r"cannot be reached.*Is the server running") as caught:
             cached.encode(queries(TEXTS))

@@ -20,12 +20,26 @@ def check_inputs(inputs: Sequence[Input]) -> None:
         InputError: A text is empty or no string, or a task is no `Task`; the message names its index.
     """
     for i, item in enumerate(inputs):
-        if not isinstance(item.text, str):
-            raise InputError(f"the text at index {i} is no string but {type(item.text).__name__}")
+        if not isinstance(item, Input):
+            raise InputError(f"what stands at index {i} is no Input(text, task) but {type(item).__name__}")
+        _check_string(item.text, f"the text at index {i}")
         if not item.text.strip():
             raise InputError(f"the text at index {i} is empty: an empty text has no meaning to embed. Leave it out")
         if not isinstance(item.task, Task):
             raise InputError(f"the task at index {i} is {item.task!r}: use Task.parse to read task names")
+        if item.title is not None:
+            _check_string(item.title, f"the title at index {i}")
+
+
+def _check_string(value: object, name: str) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{name} is no string but {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} has half of a surrogate pair at character {error.start}: it was cut or read wrongly"
+        ) from None
 
 
 def chosen_profile(settings: EncoderSettings, name: str, configured: dict[str, str] | None = None) -> PromptProfile:
@@ -75,6 +89,8 @@ def chosen_dimensions(wanted: int | None, untrained: bool, native: int, profile:
     """
     if wanted is None or wanted == native:
         return native
+    if wanted < 1:
+        raise InputError(f"a vector has at least 1 dimension, and {wanted} were asked for")
     if wanted > native:
         raise InputError(f"{name} gives vectors of {native} dimensions: it cannot be asked for {wanted}")
     trained = [d for d in profile.matryoshka if d < native]

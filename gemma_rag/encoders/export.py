@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import io
 import logging
 import shutil
@@ -32,8 +33,9 @@ from gemma_rag.encoders.exported import (
 from gemma_rag.encoders.sentence_transformers import SentenceTransformerEngine
 from gemma_rag.encoders.settings import EncoderSettings
 from gemma_rag.encoders.text_encoder import TextEncoder
-from gemma_rag.errors import InputError, MissingExtra, ModelUnavailable
+from gemma_rag.errors import GemmaRagError, InputError, MissingExtra, ModelUnavailable
 from gemma_rag.prompts import Task
+from gemma_rag.vectors import Floats
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +78,28 @@ def export_model(
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already and not empty: give a new folder")
+    if out.resolve() == Path.cwd():
+        raise InputError("the export makes its folder, and cannot make the one that it runs in: give a new folder")
     _need(["onnx", "onnxscript", "onnxruntime"] if to == "onnx" else ["openvino", "nncf"], to)
-    plain = settings.changed(runtime="sentence-transformers", device="cpu", dimensions=None, cache=None)
+    plain = settings.changed(
+        runtime="sentence-transformers",
+        precision="float32",
+        device="cpu",
+        dimensions=None,
+        on_overflow="truncate",
+        cache=None,
+        show_progress=False,
+    )
     source = SentenceTransformerEngine(plain)
+    inputs = _samples()
+    with _silence():
+        right = TextEncoder(plain, lambda: source).encode(inputs)  # before the graph is made, which changes the model
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.parent / f".{out.name}-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
     try:
-        with _silence():
-            program = _program(source)
-            (_to_onnx if to == "onnx" else _to_openvino)(program, scratch, precision)
+        with _silence(), _blaming(source.space.model):
+            (_to_onnx if to == "onnx" else _to_openvino)(_program(source), scratch, precision)
         source.model.tokenizer.backend_tokenizer.save(str(scratch / TOKENIZER))
         description = Description(
             runtime=to,
@@ -102,9 +116,12 @@ def export_model(
             files={file.name: (file.stat().st_size, file_digest(file)) for file in sorted(scratch.iterdir())},
         )
         _write(scratch, description)
-        description = description.model_copy(update={"agreement": _compare(plain, source, scratch)})
+        there = plain.changed(model=str(scratch), runtime="auto", device=None)
+        description = description.model_copy(update={"agreement": _compare(there, inputs, right)})
         _judge(description)
         _write(scratch, description)
+        for file in scratch.iterdir():
+            file.chmod((scratch / DESCRIPTION).stat().st_mode)  # some exporters keep others from reading
         if out.exists():
             out.rmdir()
         scratch.rename(out)
@@ -116,10 +133,8 @@ def export_model(
 
 def _need(packages: list[str], extra: str) -> None:
     for package in packages:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise MissingExtra(f"exporting to {extra} ({package})", "export") from None
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(f"exporting to {extra} ({package})", "export")
 
 
 def _program(source: SentenceTransformerEngine) -> Any:
@@ -254,19 +269,16 @@ _BESIDE: dict[str, Any] = {"save_as_external_data": True, "all_tensors_to_one_fi
 """Weights in a file beside the graph: one file cannot hold more than 2 GB, and a file of its own can be memory-mapped."""
 
 
-def _compare(settings: EncoderSettings, source: SentenceTransformerEngine, folder: Path) -> Agreement:
+def _samples() -> list[Input]:
+    inputs = [Input(text, task) for text in _SAMPLES for task in (Task.QUERY, Task.DOCUMENT)]
+    return inputs + [Input(text, Task.DOCUMENT, "Handbook") for text in _SAMPLES]
+
+
+def _compare(there: EncoderSettings, inputs: list[Input], right: Floats) -> Agreement:
     from gemma_rag.encoders import load_encoder
 
-    inputs = [Input(text, task) for text in _SAMPLES for task in (Task.QUERY, Task.DOCUMENT)]
-    inputs += [Input(text, Task.DOCUMENT, "Handbook") for text in _SAMPLES]
-    quiet = settings.changed(show_progress=False)
-    logging.disable(logging.WARNING)  # what the export costs is said below, once; a text is cut on both sides alike
-    try:
-        right = TextEncoder(quiet, lambda: source).encode(inputs)
-        there = quiet.changed(model=str(folder), runtime="auto", device=None)
+    with _silence():  # what an export costs is said below, once; a text is cut on both sides alike
         cosines = (right * load_encoder(there).encode(inputs)).sum(axis=1)
-    finally:
-        logging.disable(logging.NOTSET)
     return Agreement(texts=len(inputs), smallest_cosine=float(np.min(cosines)), mean_cosine=float(np.mean(cosines)))
 
 
@@ -286,6 +298,17 @@ def _judge(description: Description) -> None:
 
 def _write(folder: Path, description: Description) -> None:
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _blaming(model: str) -> Iterator[None]:
+    """Whatever an exporter raises is about this model."""
+    try:
+        yield
+    except GemmaRagError:
+        raise
+    except Exception as error:
+        raise ModelUnavailable(f"{model} cannot be exported: {type(error).__name__}: {str(error)[:500]}") from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gemma_rag.encoders.checks import CONTEXT, chosen_profile
+from gemma_rag.encoders.models import fetch_files
 from gemma_rag.encoders.settings import EncoderSettings
 from gemma_rag.errors import ModelUnavailable
 from gemma_rag.prompts import PROFILES, PromptProfile, Task
@@ -102,6 +103,8 @@ def find(settings: EncoderSettings) -> Exported | None:
     if wanted not in ("auto", "onnx", "openvino"):
         return None
     path = Path(settings.model).expanduser()
+    if path.suffix == ".onnx" and (path.parent / DESCRIPTION).is_file():
+        path = path.parent
     if (path / DESCRIPTION).is_file():
         found = _described(path, settings)
         if wanted not in ("auto", found.runtime):
@@ -141,6 +144,7 @@ def profile_to_json(profile: PromptProfile) -> dict[str, Any]:
     """A profile as plain JSON."""
     return {
         "name": profile.name,
+        "known": PROFILES.get(profile.name) == profile,
         "prompts": {task.value: prompt for task, prompt in profile.prompts.items()},
         "matryoshka": list(profile.matryoshka),
         "languages": list(profile.languages),
@@ -149,10 +153,10 @@ def profile_to_json(profile: PromptProfile) -> dict[str, Any]:
 
 
 def profile_from_json(value: Mapping[str, Any]) -> PromptProfile:
-    """The profile that was written; this package's own of that name where the prompts are still the same."""
+    """The profile that was written; where that was this package's own, what it is now, if the prompts are still the same."""
     prompts = {Task(task): prompt for task, prompt in value["prompts"].items()}
     known = PROFILES.get(value["name"])
-    if known is not None and dict(known.prompts) == prompts:
+    if value["known"] and known is not None and dict(known.prompts) == prompts:
         return known
     return PromptProfile(
         value["name"],
@@ -188,7 +192,7 @@ def _described(folder: Path, settings: EncoderSettings) -> Exported:
     about = _describe(folder)
     try:
         own = profile_from_json(about.profile)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise ModelUnavailable(f"{folder / DESCRIPTION} is damaged: its prompts cannot be read. Export anew") from None
     return Exported(
         runtime=about.runtime,
@@ -237,14 +241,12 @@ def _graph_file(settings: EncoderSettings, path: Path) -> Path:
         for place in places:
             if place.is_file():
                 return place
-    elif path.exists() or settings.model.count("/") != 1 or settings.model.startswith((".", "/", "~")):
+    elif path.exists() or settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1 or path.suffix == ".onnx":
         raise ModelUnavailable(f"there is no ONNX model at {settings.model}")
-    else:
-        from gemma_rag.encoders.models import fetch_files
-
+    elif "/" in settings.model:
         token = settings.token.get_secret_value() if settings.token else None
-        wanted = ["onnx/model.onnx", "onnx/model.onnx_data", TOKENIZER, "*config*.json"]
-        graph = fetch_files(settings.model, wanted, revision=settings.revision, token=token) / "onnx" / "model.onnx"
+        needed, also = ["onnx/model.onnx", TOKENIZER], ["onnx/model.onnx_data", "*config*.json"]
+        graph = fetch_files(settings.model, needed, also, revision=settings.revision, token=token) / "onnx" / "model.onnx"
         if graph.is_file():
             return graph
     raise ModelUnavailable(

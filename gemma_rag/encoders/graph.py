@@ -31,6 +31,8 @@ class GraphEngine(ABC):
 
     batch_texts: int | None = None
     usual_batch_tokens = 1024
+    step = 1
+    """Batches are padded to a multiple of so many tokens."""
 
     def __init__(self, settings: EncoderSettings, folder: Exported) -> None:
         self.profile = folder.profile
@@ -47,7 +49,7 @@ class GraphEngine(ABC):
             max_tokens=chosen_context(settings, folder.max_tokens, self.profile, folder.name),
             overflow="average" if settings.on_overflow == "average" else "truncate",
             runtime=folder.runtime,
-            precision=folder.precision if settings.precision == "float32" else settings.precision,
+            precision=_precision(folder.precision, settings.precision),
         )
         bound = BOUNDS.get(folder.precision, 0.0)
         if folder.agreement is not None and folder.agreement.smallest_cosine < bound:
@@ -84,7 +86,7 @@ class GraphEngine(ABC):
     def run(self, batches: Batches) -> Iterator[tuple[int, Floats]]:
         """Compute batches one after the other; rows as `Engine.run` says."""
         for place, batch in enumerate(batches):
-            width = max(reading.length for reading in batch)
+            width = -(-max(reading.length for reading in batch) // self.step) * self.step
             ids = np.zeros((len(batch), width), dtype=np.int64)
             mask = np.zeros_like(ids)
             for row, reading in enumerate(batch):
@@ -93,3 +95,8 @@ class GraphEngine(ABC):
             with self._lock:
                 rows = self._compute(ids, mask)
             yield place, rows
+
+
+def _precision(weights: str, computed: str) -> str:
+    """What both the weights and the computation decide: ``int8``, ``bfloat16``, ``int8, bfloat16`` ..."""
+    return computed if weights == "float32" else weights if computed == "float32" else f"{weights}, {computed}"

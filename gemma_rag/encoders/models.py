@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -91,12 +91,15 @@ def find_model(model: str, *, revision: str | None = None, token: str | None = N
     return Source(hub_id, hub_id, local=False)
 
 
-def fetch_files(hub_id: str, patterns: list[str], *, revision: str | None = None, token: str | None = None) -> Path:
+def fetch_files(
+    hub_id: str, needed: list[str], also: Sequence[str] = (), *, revision: str | None = None, token: str | None = None
+) -> Path:
     """Files of a model on the hub, from this machine first.
 
     Args:
         hub_id: As in owner/name.
-        patterns: Names of the files, with ``*`` as a wild card.
+        needed: Names of the files. Where the hub does not have them either, the caller finds out.
+        also: Further ones, where there are any; ``*`` is a wild card.
         revision: Branch, tag or commit.
         token: Hugging Face token; None for the one the user is logged in with.
 
@@ -111,7 +114,11 @@ def fetch_files(hub_id: str, patterns: list[str], *, revision: str | None = None
     _check_hub(hub_id, revision, token)
 
     def load(local: bool) -> str:
-        return snapshot_download(hub_id, revision=revision, token=token, allow_patterns=patterns, local_files_only=local)
+        patterns = [*needed, *also]
+        folder = snapshot_download(hub_id, revision=revision, token=token, allow_patterns=patterns, local_files_only=local)
+        if local and not all((Path(folder) / name).is_file() for name in needed):
+            raise FileNotFoundError(f"not all of {', '.join(needed)} are here")
+        return folder
 
     try:
         return Path(load_local_first(Source(hub_id, hub_id, local=False), load, (OSError, ValueError)))

@@ -27,6 +27,8 @@ class OnnxEngine(GraphEngine):
     usual_batch_tokens = 512
 
     def _open(self, settings: EncoderSettings, folder: Exported) -> None:
+        if folder.precision != "float32":
+            self.batch_texts = 1  # one scale for all activations of a batch: a vector would depend on its neighbours
         try:
             import onnxruntime
         except ImportError:

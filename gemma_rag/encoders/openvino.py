@@ -27,6 +27,8 @@ class OpenVinoEngine(GraphEngine):
         ModelUnavailable: The graph cannot be opened.
     """
 
+    step = 16  # OpenVINO keeps what it prepared for each shape: fewer shapes are less memory, and faster
+
     def _open(self, settings: EncoderSettings, folder: Exported) -> None:
         try:
             import openvino

@@ -22,7 +22,7 @@ Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Runtime: TypeAlias = Literal["auto", "sentence-transformers", "onnx", "openvino", "ollama", "tei", "openai"]
 REMOTE = ("ollama", "tei", "openai")
 
-_LOCAL_ONLY = ("device", "batch_tokens")
+_LOCAL_ONLY = ("device", "batch_tokens", "revision", "token")
 _REMOTE_ONLY = ("url", "api_key", "tokenizer", "timeout", "retries", "concurrency", "batch_texts")
 
 
@@ -121,8 +121,12 @@ class EncoderSettings(BaseModel):
         if self.runtime not in ("auto", "sentence-transformers", "openvino") and self.precision != "float32":
             raise ValueError(f"the precision of the runtime {self.runtime} is its model's own: leave precision out")
         if self.url is not None:
-            parts = urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            try:
+                parts = urlsplit(self.url)
+                good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+            except ValueError:  # its message repeats the address, and a password in it
+                good = False
+            if not good:
                 raise ValueError("url is an address as http://localhost:11434")
             if parts.username is not None or parts.query or parts.fragment:
                 raise ValueError("url holds an address alone: no user, no password (give api_key), and nothing after ? or #")
@@ -147,6 +151,14 @@ class EncoderSettings(BaseModel):
         )
         if isinstance(self.prompts, str):
             kept["prompts"] = self.prompts
-        folder = Path(self.model).expanduser()
-        local = self.model != OFFLINE_MODEL and self.runtime not in REMOTE and folder.is_dir()
-        return {**kept, "model": str(folder.resolve()) if local else self.model}
+        here = self.model != OFFLINE_MODEL and self.runtime not in REMOTE
+        kept["model"] = _in_full(self.model) if here else self.model
+        if self.tokenizer is not None:
+            kept["tokenizer"] = self.tokenizer if self.tokenizer == OFFLINE_MODEL else _in_full(self.tokenizer)
+        return kept
+
+
+def _in_full(name: str) -> str:
+    """The whole path of what is on this machine; anything else as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name

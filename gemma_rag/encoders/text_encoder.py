@@ -37,13 +37,11 @@ class TextEncoder:
     Args:
         settings: How texts are treated.
         load: Makes the engine; called once, with the first text or the first look at `space`.
-        dimensions: Components of the vectors; None for those of the settings.
     """
 
-    def __init__(self, settings: EncoderSettings, load: Callable[[], Engine], dimensions: int | None = None) -> None:
+    def __init__(self, settings: EncoderSettings, load: Callable[[], Engine]) -> None:
         self.settings = settings
         self._load = load
-        self._dimensions = dimensions if dimensions is not None else settings.dimensions
         self._lock = threading.Lock()
         self._loaded: tuple[Engine, Space] | None = None
 
@@ -68,9 +66,9 @@ class TextEncoder:
         Raises:
             InputError: The model was not trained for it, or has fewer.
         """
-        other = TextEncoder(self.settings, lambda: self.engine, dimensions)
-        _ = other.space
-        return other
+        engine, space = self._ready()
+        chosen_dimensions(dimensions, self.settings.untrained_dimensions, engine.native, engine.profile, space.model)
+        return TextEncoder(self.settings.changed(dimensions=dimensions), lambda: engine)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens counted, prompts not added, nothing cut."""
@@ -151,7 +149,7 @@ class TextEncoder:
                 engine = self._load()
                 name = engine.space.model
                 dimensions = chosen_dimensions(
-                    self._dimensions, self.settings.untrained_dimensions, engine.native, engine.profile, name
+                    self.settings.dimensions, self.settings.untrained_dimensions, engine.native, engine.profile, name
                 )
                 self._loaded = engine, engine.space.model_copy(update={"dimensions": dimensions})
             return self._loaded
@@ -200,8 +198,9 @@ class TextEncoder:
 
     def _pieces(self, engine: Engine, space: Space, rendered: str, item: Input) -> list[Reading]:
         """Cut a text that is too long into windows of whole tokens, each behind the same prompt."""
-        body = item.text if rendered.endswith(item.text) else rendered
-        prompt = rendered[: len(rendered) - len(body)]
+        own = rendered == item.text  # it brings its prompt, or has none
+        prompt = engine.profile.prompt_of(rendered) if own else rendered[: len(rendered) - len(item.text)]
+        body = rendered[len(prompt) :]
         room = space.max_tokens - engine.read([prompt + "x"])[0].length  # "x": the special tokens and a token's margin
         if room < 1:
             raise InputError(f"the prompt and title alone fill the context of {space.max_tokens} tokens: {prompt[:80]!r}")

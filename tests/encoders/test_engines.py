@@ -29,7 +29,7 @@ SLOW = [
     for model in ("tiny_gemma", "tiny_gemma_2", "minilm")
     for to in ("openvino", "onnx")
     for precision in ("float32", "int8")
-    if (model, to, precision) not in FAST
+    if (model, to, precision) not in [*FAST, ("tiny_gemma_2", "onnx", "int8")]  # half a minute, and MiniLM's warns as well
 ]
 
 
@@ -74,12 +74,12 @@ class Case(NamedTuple):
         return json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
 
     def agrees(self, right: np.ndarray, rows: np.ndarray) -> None:
-        """The bound of the precision; an export that warns of itself may be somewhat below what it says."""
-        bound = BOUNDS[self.precision]
+        """The bound of the precision holds; an int8 export that is near it by its own account may be somewhat below."""
         measured = self.about["agreement"]["smallest_cosine"]
+        slack = 0.1 if self.precision == "int8" and measured < 0.99 else 0.0
         assert rows.shape == right.shape
         assert np.isfinite(rows).all()
-        assert (right * rows).sum(axis=1).min() >= (bound if measured >= bound else measured - 0.05)
+        assert (right * rows).sum(axis=1).min() >= min(BOUNDS[self.precision], measured) - slack
 
 
 @pytest.fixture(
@@ -136,7 +136,7 @@ def test_tokens_are_those_of_sentence_transformers(case):
 def test_texts_beyond_the_context_give_the_vectors_of_sentence_transformers(case, caplog, max_tokens, on_overflow):
     if max_tokens is None and case.source.endswith("-2"):
         max_tokens = 1024  # all 8192 take a minute
-    inputs = [Input(words(2200 if max_tokens is None else 90), Task.DOCUMENT, "Handbook"), Input("ok", Task.QUERY)]
+    inputs = [Input(words(90 if max_tokens == 40 else 2200), Task.DOCUMENT, "Handbook"), Input("ok", Task.QUERY)]
     right, engine = case.both(max_tokens=max_tokens, on_overflow=on_overflow)
     wanted = right.encode(inputs)
     said = [record.getMessage() for record in caplog.records]

@@ -434,8 +434,7 @@ def test_what_an_export_needs_is_asked_for_before_the_model_is_loaded(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["openvino", "onnx"])
-def test_the_first_tokens_vector_a_bias_and_an_activation_are_exported(tiny_gemma, tmp_path, to):
+def test_the_first_tokens_vector_a_bias_and_an_activation_are_exported(tiny_gemma, tmp_path):
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Dense, Pooling, Transformer
@@ -446,7 +445,7 @@ def test_the_first_tokens_vector_a_bias_and_an_activation_are_exported(tiny_gemm
     modules = [Transformer(str(tiny_gemma), max_seq_length=64), Pooling(48, "cls"), dense]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "it"), create_model_card=False)
     before = {file: file.read_bytes() for file in (tmp_path / "it").rglob("*") if file.is_file()}
-    export_model(settings(tmp_path / "it"), tmp_path / "out", to=to)
+    export_model(settings(tmp_path / "it"), tmp_path / "out", to="openvino")
     assert {file: file.read_bytes() for file in (tmp_path / "it").rglob("*") if file.is_file()} == before
     inputs = [Input(text, task) for text in ("dog", "how do I reset my password?", "x " * 90) for task in Task]
     right = load_encoder(settings(tmp_path / "it", device="cpu")).encode(inputs)
