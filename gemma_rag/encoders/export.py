@@ -78,8 +78,7 @@ def export_model(
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already and not empty: give a new folder")
-    if out.resolve() == Path.cwd():
-        raise InputError("the export makes its folder, and cannot make the one that it runs in: give a new folder")
+    out = out.resolve()
     _need(["onnx", "onnxscript", "onnxruntime"] if to == "onnx" else ["openvino", "nncf"], to)
     plain = settings.changed(
         runtime="sentence-transformers",
@@ -91,6 +90,7 @@ def export_model(
         show_progress=False,
     )
     source = SentenceTransformerEngine(plain)
+    _parts(source.model, source.space.model)  # refuses what cannot be exported
     inputs = _samples()
     with _silence():
         right = TextEncoder(plain, lambda: source).encode(inputs)  # before the graph is made, which changes the model
@@ -116,13 +116,21 @@ def export_model(
         _write(scratch, description)
         for file in scratch.iterdir():
             file.chmod((scratch / DESCRIPTION).stat().st_mode)  # some exporters keep others from reading
-        if out.exists():
-            out.rmdir()
-        scratch.rename(out)
+        _hand_over(scratch, out)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return description
+
+
+def _hand_over(scratch: Path, out: Path) -> None:
+    """Put the folder in its place; the description goes last where the place is there already, so that none is half filled."""
+    if not out.exists():
+        scratch.rename(out)
+        return
+    for file in sorted(scratch.iterdir(), key=lambda file: file.name == DESCRIPTION):
+        file.replace(out / file.name)
+    scratch.rmdir()
 
 
 def _described(
@@ -209,14 +217,18 @@ def _parts(model: Any, name: str) -> tuple[Any, str, list[Any]]:
     """The encoder, how its tokens are pooled, and the dense layers with their activations."""
     import torch
 
-    first, pooling, *others = list(model)
-    modes = pooling.get_config_dict() if type(pooling).__name__ == "Pooling" else {}
-    mode = modes.get("pooling_mode") or next((key for key, on in modes.items() if key.startswith("pooling_mode_") and on), "")
-    kind = {"mean": "mean", "pooling_mode_mean_tokens": "mean", "cls": "cls", "pooling_mode_cls_token": "cls"}.get(str(mode))
-    if kind is None or type(first).__name__ != "Transformer":
-        raise ModelUnavailable(
-            f"{name} pools its tokens by {mode or type(pooling).__name__}: only mean and cls can be exported"
-        )
+    first, *others = list(model)
+    pooling: Any = others.pop(0) if others else None
+    if type(first).__name__ != "Transformer":
+        raise ModelUnavailable(f"{name} has a module {type(first).__name__}, which cannot be exported")
+    modes = ["nothing" if pooling is None else type(pooling).__name__]
+    if modes == ["Pooling"]:
+        about = pooling.get_config_dict()
+        mode = about.get("pooling_mode")
+        modes = [str(mode)] if mode else [key for key, on in about.items() if key.startswith("pooling_mode_") and on]
+    kind = {"mean": "mean", "pooling_mode_mean_tokens": "mean", "cls": "cls", "pooling_mode_cls_token": "cls"}.get(modes[0])
+    if kind is None or len(modes) != 1:
+        raise ModelUnavailable(f"{name} pools its tokens by {' and '.join(modes)}: only mean and cls can be exported")
     layers: list[Any] = []
     for module in others:
         if type(module).__name__ == "Dense":

@@ -6,6 +6,7 @@ The graphs themselves are held against their sources in `test_engines`; here one
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import stat
@@ -416,16 +417,8 @@ def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path):
     ("to", "package"), [("onnx", "onnx"), ("onnx", "onnxscript"), ("onnx", "onnxruntime"), ("openvino", "nncf")]
 )
 def test_what_an_export_needs_is_asked_for_before_the_model_is_loaded(tmp_path, monkeypatch, to, package):
-    import importlib.metadata
-
-    version = importlib.metadata.version
-
-    def without(name: str) -> str:
-        if name == package:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return version(name)
-
-    monkeypatch.setattr("importlib.metadata.version", without)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == package else find_spec(name, *more))
     with pytest.raises(MissingExtra, match=rf"{package}.*pip install 'gemma-rag\[export\]'"):
         export_model(settings(tmp_path / "no-model"), tmp_path / "out", to=to)
 
