@@ -224,6 +224,9 @@ def ask(
         list[str] | None, typer.Option(help="Search this category only; repeatable.", show_default=False)
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of the metadata; repeatable.", show_default=False)] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Where the server that embeds is now. Default: where it was.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a knowledge base a question."""
@@ -237,7 +240,8 @@ def ask(
 
     show = terminal_for(as_json)
     options: dict[str, Any] = {"categories": category or None, "where": _where(where or [])}
-    with KnowledgeBase.open(knowledge_base) as base:
+    embeddings = None if url is None else _moved(knowledge_base, url, as_json)
+    with KnowledgeBase.open(knowledge_base, embeddings) as base:
         retriever = TwoStageRetriever(
             base,
             k=k,
@@ -294,6 +298,14 @@ def _threshold(text: str | None) -> float | str | None:
         return None if text is None else float(text)
     except ValueError:
         return text
+
+
+def _moved(knowledge_base: Path, url: str, as_json: bool) -> Any:
+    """The encoder that a knowledge base was built with, at the server's new address."""
+    from gemma_rag.encoders import load_encoder
+    from gemma_rag.storage.manifest import read_manifest
+
+    return load_encoder(settings_from(as_json, **{**read_manifest(knowledge_base).recipe, "url": url}))
 
 
 def _pairs(items: Sequence[str], option: str) -> dict[str, str]:

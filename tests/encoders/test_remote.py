@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from gemma_rag import Document, GemmaEmbeddings, KnowledgeBase, TwoStageRetriever
+from gemma_rag import Document, GemmaEmbeddings, KnowledgeBase, TwoStageRetriever, cli
 from gemma_rag.encoders import EncoderSettings, Input
 from gemma_rag.errors import InputError
 from gemma_rag.prompts import Task
@@ -315,6 +315,18 @@ def test_a_knowledge_base_is_saved_and_opened_again(protocol: Protocol, tmp_path
             assert len(opened) == 3
             TwoStageRetriever(opened, mode="flat").retrieve("About dogs.")
         assert server.embedded[-1] == PROMPTS[Task.QUERY] + "About dogs."
+
+
+def test_a_server_that_has_moved_is_asked_where_it_is_now(protocol: Protocol, tmp_path: Path, capsys):
+    with protocol.server() as server:
+        embeddings = GemmaEmbeddings(runtime=protocol.runtime, model=protocol.model, url=server.url)
+        with KnowledgeBase.from_documents([Document(id="a", text="About dogs.", category="pets")], embeddings) as built:
+            built.save(tmp_path / "kb")
+    with protocol.server() as moved:
+        assert cli.run(["ask", str(tmp_path / "kb"), "About dogs.", "--url", moved.url, "--json"]) in (0, 3)
+        assert PROMPTS[Task.QUERY] + "About dogs." in moved.embedded
+    assert cli.run(["ask", str(tmp_path / "kb"), "About dogs.", "--url", "ftp://host", "--json"]) == 2
+    assert "url is an address" in capsys.readouterr().err
 
 
 def test_texts_are_counted_as_the_server_counts_or_above(protocol: Protocol):
