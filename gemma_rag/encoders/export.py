@@ -226,6 +226,7 @@ def _parts(model: Any, name: str) -> tuple[Any, str, list[Any]]:
         about = pooling.get_config_dict()
         mode = about.get("pooling_mode")
         modes = [str(mode)] if mode else [key for key, on in about.items() if key.startswith("pooling_mode_") and on]
+    modes = modes or ["nothing"]
     kind = {"mean": "mean", "pooling_mode_mean_tokens": "mean", "cls": "cls", "pooling_mode_cls_token": "cls"}.get(modes[0])
     if kind is None or len(modes) != 1:
         raise ModelUnavailable(f"{name} pools its tokens by {' and '.join(modes)}: only mean and cls can be exported")

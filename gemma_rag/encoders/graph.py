@@ -86,7 +86,8 @@ class GraphEngine(ABC):
     def run(self, batches: Batches) -> Iterator[tuple[int, Floats]]:
         """Compute batches one after the other; rows as `Engine.run` says."""
         for place, batch in enumerate(batches):
-            width = -(-max(reading.length for reading in batch) // self.step) * self.step
+            longest = max(reading.length for reading in batch)
+            width = max(longest, min(-(-longest // self.step) * self.step, self.space.max_tokens))
             ids = np.zeros((len(batch), width), dtype=np.int64)
             mask = np.zeros_like(ids)
             for row, reading in enumerate(batch):
