@@ -254,17 +254,15 @@ def ask(
         answerer = GroundedAnswerer(retriever, _load_llm(llm))
         show.model(base.space.model if mode is not ModeName.LEXICAL else None)
         if question is not None:
-            answer = answerer.answer(question, on_text=None if as_json else show.piece, **options)
+            answer = show.answering(answerer.stream(question, **options))
             if as_json:
                 print_json(answer.to_json())
-            else:
-                show.answer(answer)
             raise typer.Exit(ANSWERED if answer.outcome.value == "answered" else REFUSED)
         if mode is not ModeName.LEXICAL:
             _ = base.encoder.space  # loaded now, so that the first answer does not wait for it
         for line in show.questions():
             try:
-                show.answer(answerer.answer(line, on_text=show.piece, **options))
+                show.answering(answerer.stream(line, **options))
             except InputError as error:
                 show.error(str(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ from typing_extensions import Self
 
 from gemma_rag.encoders import CachedEncoder, EncoderSettings, Input, Space, TextEncoder, load_encoder
 from gemma_rag.encoders.text_encoder import WINDOW
-from gemma_rag.errors import InputError
+from gemma_rag.errors import InputError, MissingDistribution
 from gemma_rag.prompts import PromptProfile, Task
 from gemma_rag.vectors import Floats, cosines
+
+if TYPE_CHECKING:
+    from llama_index_gemma_rag import GemmaEmbedding
 
 
 class GemmaEmbeddings(EncoderSettings, Embeddings):
@@ -130,6 +134,18 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
         """`embed_query` without holding up the event loop."""
         row: list[float] = (await self.aembed([text], Task.QUERY))[0].tolist()
         return row
+
+    def as_llama_index(self) -> GemmaEmbedding:
+        """These embeddings as LlamaIndex wants them; the loaded model is shared.
+
+        Raises:
+            MissingDistribution: The adapter for LlamaIndex is not installed.
+        """
+        if importlib.util.find_spec("llama_index_gemma_rag") is None:
+            raise MissingDistribution("the adapter for LlamaIndex", "llama-index-gemma-rag")
+        from llama_index_gemma_rag import GemmaEmbedding
+
+        return GemmaEmbedding(embeddings=self)
 
     def similarity(self, texts: Sequence[str], others: Sequence[str]) -> Floats:
         """How alike sentences are: cosines under the symmetric similarity prompt.

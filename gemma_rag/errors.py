@@ -6,6 +6,7 @@
     │   ├── SpaceMismatch                 vectors of two spaces would be compared
     │   └── TooFewLabels                  a promise needs more labelled questions (`gemma_rag.calibration`)
     ├── MissingExtra (also ImportError)   an optional dependency is not installed
+    ├── MissingDistribution (also ImportError)  another distribution of ours is not installed
     ├── ModelUnavailable                  a model cannot be reached, read or loaded
     ├── EmbeddingServerError              a server that computes vectors failed, or answered what it should not
     ├── KnowledgeBaseError                the stored knowledge base is absent, damaged, locked or foreign
@@ -49,6 +50,22 @@ class MissingExtra(GemmaRagError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
         return type(self), (self.what, self.extra)
+
+
+class MissingDistribution(GemmaRagError, ImportError):
+    """Another distribution of this project, an adapter for a framework, is not installed.
+
+    Args:
+        what: What was asked for, in the user's words.
+        distribution: Its name for pip.
+    """
+
+    def __init__(self, what: str, distribution: str) -> None:
+        self.what, self.distribution = what, distribution
+        super().__init__(f"{what} is not installed. Install it with: pip install {distribution}")
+
+    def __reduce__(self) -> tuple[type[MissingDistribution], tuple[str, str]]:
+        return type(self), (self.what, self.distribution)
 
 
 class ModelUnavailable(GemmaRagError):

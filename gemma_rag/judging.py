@@ -87,7 +87,7 @@ class Judge:
             defaults = (profile.category_threshold, profile.document_threshold)
             first = 1 if settings.mode == "flat" else 0
             if any(own is None and default is None for own, default in list(zip(given, defaults, strict=True))[first:]):
-                _warn_unmeasured(search.base.space.model)
+                warn_unmeasured(search.base.space.model)
         if self.calibrated is not None:
             point = self.calibrated.category
             defaults = (None if point is None else point.threshold, None)
@@ -348,7 +348,8 @@ def best(values: npt.NDArray[np.floating], ties: npt.NDArray[np.floating], k: in
     return candidates[np.lexsort((-ties[candidates], -values[candidates]))][:k]
 
 
-def _warn_unmeasured(model: str) -> None:
+def warn_unmeasured(model: str) -> None:
+    """Say once of a model, or of a store of vectors, that nothing is refused unless thresholds are set."""
     if model not in _warned:
         _warned.add(model)
         logger.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -18,6 +19,7 @@ class Outcome(str, Enum):
     FILTERED_OUT = "filtered_out"
     EMPTY_KNOWLEDGE_BASE = "empty_knowledge_base"
     DECLINED_BY_MODEL = "declined_by_model"
+    NOTHING_RETRIEVED = "nothing_retrieved"
 
     @property
     def reason(self) -> str:
@@ -32,6 +34,7 @@ _REASONS = {
     Outcome.FILTERED_OUT: "No document passes the filters.",
     Outcome.EMPTY_KNOWLEDGE_BASE: "The knowledge base holds no documents.",
     Outcome.DECLINED_BY_MODEL: "The language model found no answer in the documents.",
+    Outcome.NOTHING_RETRIEVED: "The retriever found no documents.",
 }
 
 
@@ -111,14 +114,14 @@ class Retrieval:
     Attributes:
         question: The question.
         outcome: `Outcome.ANSWERED` if there is a hit, else why there is none.
-        mode: ``two-stage``, ``flat`` or ``lexical``.
+        mode: ``two-stage``, ``flat`` or ``lexical``; ``external`` where somebody else's retriever found the documents.
         hits: What was kept, best first.
         near_misses: What was scored and just failed, best first.
         categories: What stage one thought of each category, best first; empty in flat mode.
         thresholds: What was in force at each stage, ``category`` and ``document``, as plain JSON, and what the latter
             ``acts_on``: ``cosine``, ``lexical`` or ``evidence``.
         documents_scored: How many documents stage two compared with the question.
-        documents_total: How many the knowledge base holds.
+        documents_total: How many the knowledge base holds; None where that is not known (`gemma_rag.external`).
         timings_ms: Milliseconds by step; questions asked together share the time of the steps that they share.
         notes: What else the reader of this result should know.
     """
@@ -131,12 +134,18 @@ class Retrieval:
     categories: tuple[CategoryScore, ...]
     thresholds: dict[str, Any]
     documents_scored: int
-    documents_total: int
+    documents_total: int | None
     timings_ms: dict[str, float]
     notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.hits)
+
+    @classmethod
+    def of_hits(cls, question: str, hits: Sequence[Hit]) -> Retrieval:
+        """What somebody else's retriever found: nothing is known but the hits, best first."""
+        outcome = Outcome.ANSWERED if hits else Outcome.NOTHING_RETRIEVED
+        return cls(question, outcome, "external", tuple(hits), (), (), {}, len(hits), None, {})
 
     def to_json(self) -> dict[str, Any]:
         """The retrieval as plain JSON."""

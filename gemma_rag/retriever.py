@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from typing_extensions import Unpack
 
+from gemma_rag.encoders import Encoder
 from gemma_rag.errors import InputError, KnowledgeBaseError
 from gemma_rag.judging import Judge
 from gemma_rag.knowledge_base import KnowledgeBase
@@ -23,6 +25,20 @@ from gemma_rag.search import Mode, Overrides, Search, Settings, Where
 from gemma_rag.thresholds import Threshold, as_threshold
 
 logger = logging.getLogger(__name__)
+
+
+class Retriever(Protocol):
+    """Anything that finds documents for a question: `TwoStageRetriever`, or `gemma_rag.external.ExternalRetriever`."""
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What embeds questions; None where there is none of ours."""
+        ...
+
+    @property
+    def retrieve(self) -> Callable[..., Retrieval]:
+        """From a question, and options by name, to what was found: `TwoStageRetriever.retrieve`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,11 @@ class TwoStageRetriever:
     def __post_init__(self) -> None:
         self._settings()
 
+    @property
+    def encoder(self) -> Encoder:
+        """What embeds questions: the knowledge base's own."""
+        return self.knowledge_base.encoder
+
     def retrieve(
         self,
         question: str,
@@ -95,6 +116,18 @@ class TwoStageRetriever:
             InputError: An empty question, an unknown category or setting, or an argument out of its range.
         """
         return self.retrieve_many([question], k, categories=categories, where=where, **settings)[0]
+
+    async def aretrieve(
+        self,
+        question: str,
+        k: int | None = None,
+        *,
+        categories: Sequence[str] | None = None,
+        where: Where | None = None,
+        **settings: Unpack[Overrides],
+    ) -> Retrieval:
+        """`retrieve` in a thread, which does not hold up the event loop."""
+        return await asyncio.to_thread(self.retrieve, question, k, categories=categories, where=where, **settings)
 
     def retrieve_many(
         self,

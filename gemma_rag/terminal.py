@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -33,7 +33,6 @@ class Terminal:
     def __init__(self, *, quiet: bool = False) -> None:
         self._out = Console(highlight=False, quiet=quiet)
         self._notes = Console(stderr=True, highlight=False, quiet=quiet, style="dim")
-        self._streamed = False
 
     def note(self, message: str) -> None:
         """A line about what is going on."""
@@ -46,11 +45,6 @@ class Terminal:
     def model(self, name: str | None) -> None:
         """Which model runs."""
         self.note(f"model: {name}" if name else "model: none, words are matched (BM25)")
-
-    def piece(self, text: str) -> None:
-        """A piece of an answer that is being written."""
-        self._out.print(escape(text), end="", soft_wrap=True)
-        self._streamed = True
 
     def questions(self) -> Iterator[str]:
         """Questions typed by the user, until an empty line, ``exit``, or the end of the input."""
@@ -70,14 +64,32 @@ class Terminal:
         self._out.print(f"[dim]{escape(remark)}[/]")
         self._out.print(f"[bold cyan]?[/] [bold]{escape(question)}[/]", soft_wrap=True)
 
-    def answer(self, answer: Answer) -> None:
-        """An answer with its citations, or a refusal with what came closest."""
-        if self._streamed:
-            self._out.print()
-            self._streamed = False
-        elif answer.outcome is Outcome.ANSWERED:
-            self._out.print(Padding(escape(answer.text), (0, 0, 0, 2)))
+    def answering(self, parts: Iterable[str | Answer]) -> Answer:
+        """An answer as it is being written; a piece waits for the next one, since a refusal looks different.
+
+        Args:
+            parts: What `GroundedAnswerer.stream` yields.
+        """
+        held = ""
+        rest = iter(parts)
+        while not isinstance(part := next(rest), Answer):
+            self._out.print(escape(held), end="", soft_wrap=True)
+            held = part
+        self.answer(part, rest=held if part.kind == "generated" else None)
+        return part
+
+    def answer(self, answer: Answer, *, rest: str | None = None) -> None:
+        """An answer with its citations, or a refusal with what came closest.
+
+        Args:
+            answer: The answer.
+            rest: What is to be added to its text, which stands there already; None where nothing of it does.
+        """
         if answer.outcome is Outcome.ANSWERED:
+            if rest is None:
+                self._out.print(Padding(escape(answer.text), (0, 0, 0, 2)))
+            else:
+                self._out.print(escape(rest), soft_wrap=True)
             self._citations(answer)
         else:
             self._out.print(Padding(f"[yellow]{escape(answer.text)}[/]  [dim]({answer.outcome.value})[/]", (0, 0, 0, 2)))
@@ -239,7 +251,8 @@ class Terminal:
         elif opened:
             shown = ", ".join(opened[:3]) + (f" and {len(opened) - 3} more" if len(opened) > 3 else "")
             parts.append(f"opened {shown}")
-        parts.append(f"{retrieval.documents_scored} of {retrieval.documents_total} documents compared")
+        of = "" if retrieval.documents_total is None else f" of {retrieval.documents_total}"
+        parts.append(f"{retrieval.documents_scored}{of} documents compared")
         parts.append(f"{retrieval.timings_ms['total']:.0f} ms")
         self._out.print(f"  [dim]{escape(' · '.join(parts))}[/]", soft_wrap=True)
         for note in retrieval.notes:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.language_models import FakeListChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 
-from gemma_rag.answer import Citation, GroundedAnswerer, cited_numbers
+from gemma_rag.answer import Citation, Draft, GroundedAnswerer, extract, refuse
 from gemma_rag.documents import Document
 from gemma_rag.errors import InputError
+from gemma_rag.grounding import cited_numbers
 from gemma_rag.knowledge_base import KnowledgeBase
-from gemma_rag.results import Outcome
+from gemma_rag.results import Hit, Outcome, Retrieval
 from gemma_rag.retriever import TwoStageRetriever
 
 EVERYTHING = {"category_threshold": -1, "document_threshold": -1}
@@ -181,7 +185,7 @@ def test_a_written_answer_is_joined_and_stripped(written) -> None:
 )
 def test_a_written_answer_streams_piece_by_piece(retriever, make) -> None:
     pieces: list[str] = []
-    answer = GroundedAnswerer(retriever(FRUIT), make()).answer("pear", on_text=pieces.append)
+    *pieces, answer = GroundedAnswerer(retriever(FRUIT), make()).stream("pear")
     assert ("".join(pieces), answer.text, len(pieces) > 1) == (ANSWER, ANSWER, True)
 
 
@@ -346,3 +350,73 @@ def test_an_answer_as_json_has_its_text_and_citations(written) -> None:
 
 def test_the_outcome_in_json_is_that_of_the_answer(written) -> None:
     assert written("I don't know.").to_json()["outcome"] == "declined_by_model"
+
+
+# -- an answer in the making --------------------------------------------------------------------------------------------
+
+
+def test_a_stream_of_quoted_sentences_is_the_text_and_the_answer(retriever) -> None:
+    text, answer = GroundedAnswerer(retriever(FRUIT)).stream("pear")
+    assert (text, answer.kind) == (answer.text, "extractive")
+
+
+def test_a_stream_of_a_refusal_is_its_text_and_the_answer(retriever) -> None:
+    text, answer = GroundedAnswerer(retriever(FRUIT, document_threshold=1.0), never).stream("car")
+    assert (text, answer.kind) == (answer.text, "refusal")
+
+
+def test_nothing_is_shown_of_a_text_that_turns_out_to_be_no_answer(retriever) -> None:
+    parts = list(GroundedAnswerer(retriever(FRUIT), lambda system, user: ["I ", "don", "’t know", ".", " [1]"]).stream("pear"))
+    assert parts[:-1] == ["I don't know. The language model found no answer in the documents."]
+    assert parts[-1].outcome is Outcome.DECLINED_BY_MODEL
+
+
+def test_a_text_that_only_begins_like_no_answer_is_shown_once_that_is_clear(retriever) -> None:
+    draft = Draft(retriever(FRUIT).retrieve("pear"))
+    assert [draft.add(piece) for piece in ("I don", "'t know much, but ", "it is soft ", "[1]", ".")] == [
+        "",
+        "",
+        "",
+        "I don't know much, but it is soft [1]",
+        ".",
+    ]
+
+
+def test_white_space_around_an_answer_is_not_shown(retriever) -> None:
+    draft = Draft(retriever(FRUIT).retrieve("pear"))
+    assert [draft.add(piece) for piece in ("\n ", "Soft ", "[1].\n", "\n")] == ["", "Soft", " [1].", ""]
+    assert draft.finish()[0] == ""
+
+
+STARTS = ["I", " don", "'t", "’t", " know", ".", "I don't know", "我不知道", "。", " ", "[1", "]", "[", "*", "“", "!", "pear"]
+PIECES = st.one_of(st.sampled_from(STARTS), st.text(max_size=3))
+
+
+@given(st.lists(PIECES, max_size=12))
+def test_what_is_shown_in_pieces_is_the_text_of_the_answer(pieces: list[str]) -> None:
+    hits = (Hit(Document(id="d", title="T", text="The pear is soft.", category="c"), 0.5, 0.5, "The pear is soft."),)
+    draft = Draft(Retrieval.of_hits("pear", hits))
+    shown = "".join(draft.add(piece) for piece in pieces)
+    rest, answer = draft.finish()
+    assert shown + rest == answer.text
+
+
+def test_nothing_retrieved_cannot_be_written_about() -> None:
+    with pytest.raises(InputError, match="make a refusal of it"):
+        Draft(Retrieval.of_hits("pear", ()))
+
+
+def test_the_refusal_of_another_retrievers_silence_says_so() -> None:
+    nothing = Retrieval.of_hits("梨软吗？", ())
+    assert (refuse(nothing).text, refuse(nothing, "en").text) == (
+        "我不知道：没有检索到任何文档。",
+        "I don't know. The retriever found no documents.",
+    )
+    assert extract(nothing, None) == refuse(nothing)
+
+
+def test_every_outcome_has_a_refusal_in_both_languages() -> None:
+    for outcome in set(Outcome) - {Outcome.ANSWERED}:
+        retrieval = dataclasses.replace(Retrieval.of_hits("pear", ()), outcome=outcome)
+        assert refuse(retrieval, "zh").text.startswith("我不知道：")
+        assert refuse(retrieval, "en").text == f"I don't know. {outcome.reason}"

@@ -286,7 +286,7 @@ def test_an_unexpected_error_is_one_line_without_secrets(gemma_rag, base, monkey
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the provider says: bad key sk-proj-abcdefghijklmnopqrstuvwxyz0123456789")
 
-    monkeypatch.setattr(answer.GroundedAnswerer, "answer", fail)
+    monkeypatch.setattr(answer.GroundedAnswerer, "stream", fail)
     status, _, errors = gemma_rag("ask", base, "x")
     assert status == 1
     assert errors.splitlines()[-1].startswith("gemma-rag: RuntimeError: the provider says: bad key [...]")

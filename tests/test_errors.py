@@ -11,6 +11,7 @@ from gemma_rag.errors import (
     InputError,
     KnowledgeBaseError,
     LanguageModelError,
+    MissingDistribution,
     MissingExtra,
     ModelUnavailable,
     SpaceMismatch,
@@ -28,6 +29,8 @@ ONE_ROW = [BadRow("faq.csv", 3, "the text is empty")]
         (SpaceMismatch, InputError),
         (MissingExtra, GemmaRagError),
         (MissingExtra, ImportError),
+        (MissingDistribution, GemmaRagError),
+        (MissingDistribution, ImportError),
         (ModelUnavailable, GemmaRagError),
         (KnowledgeBaseError, GemmaRagError),
         (LanguageModelError, GemmaRagError),
@@ -37,7 +40,7 @@ def test_each_error_stands_where_the_tree_draws_it(error, parent):
     assert issubclass(error, parent)
 
 
-@pytest.mark.parametrize("error", [MissingExtra, ModelUnavailable, KnowledgeBaseError, LanguageModelError])
+@pytest.mark.parametrize("error", [MissingExtra, MissingDistribution, ModelUnavailable, KnowledgeBaseError, LanguageModelError])
 def test_what_is_not_the_callers_input_is_no_input_error(error):
     assert not issubclass(error, InputError)
 
@@ -45,6 +48,11 @@ def test_what_is_not_the_callers_input_is_no_input_error(error):
 def test_missing_extra_gives_the_pip_command():
     message = str(MissingExtra("the sentence-transformers runtime", "local"))
     assert message == "the sentence-transformers runtime is not installed. Install it with: pip install 'gemma-rag[local]'"
+
+
+def test_a_missing_distribution_gives_the_pip_command():
+    message = str(MissingDistribution("the adapter for LlamaIndex", "llama-index-gemma-rag"))
+    assert message == "the adapter for LlamaIndex is not installed. Install it with: pip install llama-index-gemma-rag"
 
 
 def test_missing_extra_keeps_the_extra():
@@ -103,6 +111,7 @@ def test_a_space_mismatch_keeps_the_differences():
     [
         InputError("an empty question"),
         MissingExtra("a runtime", "local"),
+        MissingDistribution("an adapter", "an-adapter"),
         BadRows(ONE_ROW),
         SpaceMismatch({"dimensions": (768, 256)}),
     ],

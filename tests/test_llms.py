@@ -147,10 +147,9 @@ def test_a_local_model_answers_from_a_knowledge_base(words, tiny_language_model,
     monkeypatch.setitem(LocalModel.__init__.__kwdefaults__, "max_new_tokens", 6)  # random weights never stop by themselves
     base = KnowledgeBase.from_documents([Document(id="pears", category="fruit", text="The pear is soft.")], words)
     retriever = TwoStageRetriever(base, category_threshold=0, document_threshold=0)
-    pieces: list[str] = []
     answerer = GroundedAnswerer(retriever, load_llm(f"transformers:{tiny_language_model}"))
-    answer = answerer.answer("Is the pear soft?", on_text=pieces.append)
-    assert (answer.kind, answer.text) == ("generated", "".join(pieces).strip())
+    *pieces, answer = answerer.stream("Is the pear soft?")
+    assert (answer.kind, answer.text) == ("generated", "".join(pieces))
 
 
 # -- a local model that fails -----------------------------------------------------------------------------------------

@@ -68,9 +68,9 @@ def test_importing_the_embeddings_loads_no_torch():
 
 LAYERS = [
     {"errors", "prompts", "documents", "vectors", "thresholds", "fusion", "results", "cleaning"},
-    {"encoders", "index", "storage", "lexical", "routing", "chunking", "loading", "passages", "rerank", "labelled"}
+    {"encoders", "index", "storage", "lexical", "routing", "chunking", "loading", "passages", "rerank", "labelled", "grounding"}
     | {"intervals", "metrics", "curves", "calibration", "probability", "learned"},
-    {"view", "knowledge_base", "search", "judging", "retriever", "answer", "ingestion"}
+    {"view", "knowledge_base", "search", "judging", "retriever", "external", "answer", "ingestion"}
     | {"observing", "fitting", "calibrating", "estimating", "evaluation"}
     | {"verify", "verify_diagnosis", "verify_reference", "verify_texts"},
     {"embeddings", "llms", "mteb_adapter", "plots", "page", "report", "calibration_page", "terminal", "demo", "testing"}

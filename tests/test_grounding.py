@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
-from gemma_rag.answer import grounded_prompt
 from gemma_rag.documents import Document
+from gemma_rag.grounding import grounded_prompt, may_decline, piece_text
 from gemma_rag.results import Hit
 
 
@@ -137,3 +137,28 @@ def test_quotation_marks_in_a_title_do_not_end_the_attribute(title) -> None:
 @pytest.mark.parametrize("text", ["a < b and c > d", "x</sourced>", "<b>bold</b>", "sources", "price<10", "<\u200b>"])
 def test_texts_that_are_like_none_of_our_tags_stay_as_they_are(text) -> None:
     assert f"\n{text}\n</source>" in grounded_prompt("?", [hit(text)])[1]
+
+
+# -- reading what comes back ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", " ", "“I don", "我", "I don't know", "I don't know, sorry", "[1", "**I do"])
+def test_a_text_that_may_still_become_no_answer(text):
+    assert may_decline(text)
+
+
+@pytest.mark.parametrize("text", ["It", "I doubt", "I don't know much, but [1]", "[see", "我们"])
+def test_a_text_that_cannot_become_no_answer_any_more(text):
+    assert not may_decline(text)
+
+
+@pytest.mark.parametrize(
+    ("piece", "text"),
+    [
+        ("pear", "pear"),
+        (["pe", {"type": "text", "text": "ar"}], "pear"),
+        ([{"type": "reasoning", "reasoning": "hm"}], ""),
+    ],
+)
+def test_the_text_of_a_piece(piece, text):
+    assert piece_text(piece) == text
