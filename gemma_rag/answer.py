@@ -46,14 +46,14 @@ class Citation:
 
     Attributes:
         number: As it stands in the answer's text: ``[1]``.
-        document_id: The document.
+        id: Of the document.
         title: Its title.
         category: Its category.
         quote: The passage.
     """
 
     number: int
-    document_id: str
+    id: str
     title: str
     category: str
     quote: str
@@ -89,7 +89,7 @@ class Answer:
             "answer": self.text,
             "kind": self.kind,
             "citations": [
-                {"number": c.number, "id": c.document_id, "title": c.title, "category": c.category, "quote": c.quote}
+                {"number": c.number, "id": c.id, "title": c.title, "category": c.category, "quote": c.quote}
                 for c in self.citations
             ],
             "unknown_citations": list(self.unknown_citations),

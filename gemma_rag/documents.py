@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 
@@ -21,6 +25,40 @@ def _whole_characters(text: str) -> str:
 Text: TypeAlias = Annotated[str, AfterValidator(_whole_characters)]
 Name: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_whole_characters)]
 Metadata: TypeAlias = dict[str, Any]
+
+
+UNCATEGORISED = "uncategorised"
+"""The category of what somebody else's retriever found and that names none."""
+
+
+def plain_metadata(metadata: Mapping[Any, Any]) -> Metadata:
+    """Metadata of somebody else's as plain JSON.
+
+    Dates are written in ISO 8601, NaN and infinities become None, sets become lists, and what JSON does not know becomes its
+    text; halves of characters (lone surrogates), which readers of broken files leave behind, become question marks.
+    """
+    return {whole_text(key): _plain(value) for key, value in metadata.items()}
+
+
+def whole_text(value: object) -> str:
+    """A value as a text, without halves of characters."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return plain_metadata(value)
+    if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
+        return [_plain(item) for item in value]
+    return whole_text(value)
 
 
 class Document(BaseModel):

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -27,67 +27,8 @@ from gemma_rag.search import Scalar, Where
 from gemma_rag.thresholds import FixedThreshold, Threshold, as_threshold, describe
 from gemma_rag.vectors import Floats, unit
 
-Metric: TypeAlias = Literal[
-    "cosine",
-    "cosine-distance",
-    "inner-product",
-    "inner-product-distance",
-    "l2-squared",
-    "l2",
-    "relevance",
-    "exp-cosine-distance",
-]
-"""What a store calls a score: the cosine itself, 1 - cos, the inner product, 1 - it, the squared Euclidean distance, the
-distance, (1 + cos) / 2, exp(cos - 1). Those of inner products and distances are cosines for vectors of norm 1 only."""
-
 Within: TypeAlias = Mapping[str, Sequence[Scalar]]
 """A filter: for each key of the metadata the values that it may have."""
-
-_TO_COSINE: dict[str, Callable[[float], float]] = {
-    "cosine": lambda score: score,
-    "cosine-distance": lambda score: 1.0 - score,
-    "inner-product": lambda score: score,
-    "inner-product-distance": lambda score: 1.0 - score,
-    "l2-squared": lambda score: 1.0 - score / 2.0,  # |a - b|^2 = 2 - 2 cos for vectors of norm 1
-    "l2": lambda score: 1.0 - score * score / 2.0,
-    "relevance": lambda score: 2.0 * score - 1.0,
-    "exp-cosine-distance": lambda score: 1.0 + math.log(score) if score > 0.0 else math.nan,
-}
-_ROUNDING = 1e-3
-"""How far beyond 1 a store's rounding may put a cosine."""
-
-
-def check_metric(metric: str) -> Metric:
-    """A metric by its name.
-
-    Raises:
-        InputError: There is none of that name; the message lists them.
-    """
-    if metric not in _TO_COSINE:
-        raise InputError(f"no metric is named {metric!r}: there are {', '.join(_TO_COSINE)}")
-    return cast("Metric", metric)
-
-
-def cosine_of(score: float, metric: Metric) -> float:
-    """The cosine that a store's score stands for.
-
-    Args:
-        score: As the store gave it.
-        metric: What the store calls a score.
-
-    Returns:
-        -1 to 1, higher is better.
-
-    Raises:
-        InputError: No cosine has that score: the metric is another one, or the vectors have not norm 1.
-    """
-    cosine = _TO_COSINE[check_metric(metric)](float(score))
-    if not -1.0 - _ROUNDING <= cosine <= 1.0 + _ROUNDING:
-        raise InputError(
-            f"a score of {score:g} is no {metric} of two vectors of norm 1: the store uses another metric (name it: "
-            f"metric=..., one of {', '.join(_TO_COSINE)}), or its vectors were not normalised"
-        )
-    return min(1.0, max(-1.0, cosine))
 
 
 class Candidate(NamedTuple):
@@ -160,6 +101,8 @@ class ExternalRetriever:
             value = getattr(self, name)
             if not (type(value) is int and value >= 1) and not (name == "max_categories" and value is None):
                 raise InputError(f"{name} is a number, at least 1, and is {value!r}")
+        if not isinstance(self.gate, Gate):
+            raise InputError(f"gate is a gemma_rag.routing.Gate, and is {self.gate!r}")
         if self.mode not in ("two-stage", "flat"):
             raise InputError(f"over somebody else's store the mode is 'two-stage' or 'flat', and is {self.mode!r}")
         for threshold in (self.category_threshold, self.document_threshold):

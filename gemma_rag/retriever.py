@@ -166,10 +166,11 @@ class TwoStageRetriever:
         if not any(unread):
             return [(everything, two_stage)]
         name, count = self.knowledge_base.space.model, sum(unread)
+        counted = "1 question is" if count == 1 else f"{count} questions are"
         if chosen.mode != "auto":
-            logger.warning("%s does not read Chinese: the scores of %d questions mean little", name, count)
+            logger.warning("%s does not read Chinese: %s scored, and the scores mean little", name, counted)
             return [(everything, two_stage)]
-        logger.warning("%s does not read Chinese: %d questions are searched by matching words instead", name, count)
+        logger.warning("%s does not read Chinese: %s searched by matching words instead", name, counted)
         words = chosen._replace(mode="lexical", category_threshold=None, document_threshold=None)
         parts = [
             ([i for i in everything if unread[i] is by_words], each) for by_words, each in ((False, two_stage), (True, words))
@@ -230,6 +231,10 @@ class TwoStageRetriever:
             raise InputError(
                 f"rerank_top is the number of hits that the reranker sees, at least 1, and is {settings.rerank_top!r}"
             )
+        if not isinstance(settings.gate, Gate):
+            raise InputError(f"gate is a gemma_rag.routing.Gate, and is {settings.gate!r}")
+        if not isinstance(settings.hybrid, bool):
+            raise InputError(f"hybrid is True or False, and is {settings.hybrid!r}")
         for threshold in (settings.category_threshold, settings.document_threshold):
             if threshold is not None:
                 as_threshold(threshold)

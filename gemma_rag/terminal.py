@@ -209,7 +209,7 @@ class Terminal:
             kind = "match" if answer.retrieval.mode == "lexical" else "cosine"
             sure = "" if hit.probability is None else f" · {100 * hit.probability:.0f} % sure"
             self._out.print(
-                f"  [bold]\\[{citation.number}][/] {escape(citation.title or citation.document_id)}  "
+                f"  [bold]\\[{citation.number}][/] {escape(citation.title or citation.id)}  "
                 f"[dim]{escape(citation.category)} · {kind} {hit.score:.2f}{sure}[/]",
                 soft_wrap=True,
             )

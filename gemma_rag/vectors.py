@@ -71,7 +71,7 @@ def truncate(rows: npt.ArrayLike, dimensions: int) -> Floats:
     return unit(array[:, :dimensions])
 
 
-def cosines(left: Floats, right: Floats) -> Floats:
+def cosines(left: npt.ArrayLike, right: npt.ArrayLike) -> Floats:
     """The cosine of every row of `left` with every row of `right`; both must be rows of norm 1.
 
     Args:
@@ -84,7 +84,8 @@ def cosines(left: Floats, right: Floats) -> Floats:
     Raises:
         InputError: The two have different numbers of components.
     """
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
-        raise InputError(f"cannot compare vectors of shape {left.shape} with vectors of shape {right.shape}")
-    scores: Floats = np.clip(left @ right.T, -1.0, 1.0)
+    a, b = _float32(left), _float32(right)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise InputError(f"cannot compare vectors of shape {a.shape} with vectors of shape {b.shape}")
+    scores: Floats = np.clip(a @ b.T, -1.0, 1.0)
     return scores

@@ -66,7 +66,7 @@ def test_a_quoting_answer_is_extractive(retriever) -> None:
 
 def test_a_citation_has_the_document_and_its_passage(retriever) -> None:
     answer = GroundedAnswerer(retriever(FRUIT)).answer("pear")
-    assert answer.citations == (Citation(number=1, document_id="d1", title="Page 1", category="fruit", quote=FRUIT),)
+    assert answer.citations == (Citation(number=1, id="d1", title="Page 1", category="fruit", quote=FRUIT),)
 
 
 def test_two_sentences_of_two_documents_are_quoted_with_their_own_numbers(retriever) -> None:
@@ -77,7 +77,7 @@ def test_two_sentences_of_two_documents_are_quoted_with_their_own_numbers(retrie
 
 def test_both_cited_documents_are_listed(retriever) -> None:
     answer = GroundedAnswerer(retriever("The apple and a pear.", "An apple or a pear.")).answer("apple pear")
-    assert [(citation.number, citation.document_id) for citation in answer.citations] == [(1, "d1"), (2, "d2")]
+    assert [(citation.number, citation.id) for citation in answer.citations] == [(1, "d1"), (2, "d2")]
 
 
 def test_a_second_sentence_far_behind_the_first_is_not_quoted(retriever) -> None:

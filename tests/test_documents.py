@@ -1,11 +1,15 @@
 """Documents, categories and chunks: what is refused, what is embedded, what counts as a change."""
 
+import datetime
 import hashlib
+import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from gemma_rag.documents import Category, Chunk, Document
+from gemma_rag.documents import Category, Chunk, Document, plain_metadata
 
 FIELDS = {
     "id": "vpn-1",
@@ -211,3 +215,31 @@ def test_a_chunk_outside_its_document_is_refused(start, end):
 def test_a_chunk_is_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         Chunk(start=0, end=1).end = 2
+
+
+# -- metadata of somebody else's ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (datetime.date(2026, 11, 25), "2026-11-25"),
+        (datetime.datetime(2026, 11, 25, 9, 30, tzinfo=datetime.timezone.utc), "2026-11-25T09:30:00+00:00"),
+        (math.nan, None),
+        (-math.inf, None),
+        (np.float32(0.5), 0.5),
+        (np.array([1, 2]), [1, 2]),
+        ((1, "a"), [1, "a"]),
+        ({"inner": {1: {2}}}, {"inner": {"1": [2]}}),
+        (Path("a"), "a"),
+        ("half \ud83d", "half ?"),
+        (True, True),
+    ],
+)
+def test_metadata_of_somebody_else_becomes_plain_json(value, plain):
+    assert plain_metadata({"key": value}) == {"key": plain}
+
+
+def test_plain_metadata_is_what_a_document_takes():
+    metadata = plain_metadata({3: {"when": datetime.date(2026, 1, 1), "how": {0.5}}})
+    assert Document(id="d", text="t", category="c", metadata=metadata).metadata == {"3": {"when": "2026-01-01", "how": [0.5]}}

@@ -8,13 +8,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gemma_rag.answer import GroundedAnswerer
 from gemma_rag.documents import Document
 from gemma_rag.errors import InputError
-from gemma_rag.external import Candidate, ExternalRetriever, check_metric, cosine_of
+from gemma_rag.external import Candidate, ExternalRetriever
 from gemma_rag.prompts import EMBEDDINGGEMMA
 from gemma_rag.results import Outcome
 from gemma_rag.routing import Gate
@@ -60,50 +58,6 @@ def asked(*entries, **settings):
 
 def ids(retrieval):
     return [hit.document.id for hit in retrieval.hits]
-
-
-# -- metrics ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("metric", "score"),
-    [
-        ("cosine", 0.28),
-        ("cosine-distance", 0.72),
-        ("inner-product", 0.28),
-        ("inner-product-distance", 0.72),
-        ("l2-squared", 1.44),  # 2 - 2 * 0.28
-        ("l2", 1.2),
-        ("relevance", 0.64),
-        ("exp-cosine-distance", math.exp(-0.72)),
-    ],
-)
-def test_a_score_of_every_metric_is_the_same_cosine(metric, score):
-    assert cosine_of(score, metric) == pytest.approx(0.28)
-
-
-@given(st.floats(-1.0, 1.0), st.floats(-1.0, 1.0))
-def test_a_better_cosine_stays_better_through_every_distance(one, other):
-    for metric, score in (("cosine-distance", lambda c: 1 - c), ("l2-squared", lambda c: 2 - 2 * c)):
-        low, high = sorted((one, other))
-        assert cosine_of(score(high), metric) >= cosine_of(score(low), metric)
-
-
-def test_rounding_beyond_one_is_one():
-    assert (cosine_of(1.0002, "cosine"), cosine_of(-1e-7, "l2-squared")) == (1.0, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("metric", "score"), [("cosine", 17.3), ("l2-squared", 5.0), ("exp-cosine-distance", 0.0), ("cosine", math.nan)]
-)
-def test_a_score_that_is_no_cosine_is_refused_with_the_cure(metric, score):
-    with pytest.raises(InputError, match=r"another metric \(name it: metric=.*l2-squared.*not normalised"):
-        cosine_of(score, metric)
-
-
-def test_an_unknown_metric_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="no metric is named 'manhattan': there are cosine, cosine-distance"):
-        check_metric("manhattan")
 
 
 # -- stage one ----------------------------------------------------------------------------------------------------------
@@ -279,7 +233,7 @@ def test_the_async_form_gives_the_same():
 
 def test_answers_are_quoted_from_it_by_words_where_the_encoder_is_not_known():
     answer = GroundedAnswerer(asked()[0]).answer("Which entry is a2?")
-    assert (answer.text, answer.citations[0].document_id) == ("“Entry a2.” [2]", "a2")
+    assert (answer.text, answer.citations[0].id) == ("“Entry a2.” [2]", "a2")
 
 
 def test_its_result_is_plain_json():

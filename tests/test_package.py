@@ -67,7 +67,7 @@ def test_importing_the_embeddings_loads_no_torch():
 
 
 LAYERS = [
-    {"errors", "prompts", "documents", "vectors", "thresholds", "fusion", "results", "cleaning"},
+    {"errors", "prompts", "documents", "vectors", "thresholds", "fusion", "results", "cleaning", "store_scores"},
     {"encoders", "index", "storage", "lexical", "routing", "chunking", "loading", "passages", "rerank", "labelled", "grounding"}
     | {"intervals", "metrics", "curves", "calibration", "probability", "learned"},
     {"view", "knowledge_base", "search", "judging", "retriever", "external", "answer", "ingestion"}

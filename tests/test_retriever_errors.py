@@ -119,6 +119,8 @@ BAD_OPTIONS = [
     ({"diversity": math.nan}, "diversity"),
     ({"rerank_top": 0}, "rerank_top is the number of hits that the reranker sees, at least 1, and is 0"),
     ({"rerank_top": 2.5}, "rerank_top"),
+    ({"gate": 0.5}, r"gate is a gemma_rag\.routing\.Gate, and is 0\.5"),
+    ({"hybrid": "yes"}, "hybrid is True or False, and is 'yes'"),
     ({"reranker": 7}, "a reranker is a function"),
     ({"reranker": " "}, "a reranker is a function"),
     ({"reranker": dict}, "a reranker is a function"),

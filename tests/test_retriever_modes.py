@@ -543,7 +543,7 @@ def test_auto_does_not_put_thresholds_for_cosines_on_matching_words(bilingual) -
 
 def test_auto_says_that_it_matches_words(bilingual, caplog) -> None:
     bilingual.retrieve("U 盘可以插入公司电脑吗？")
-    assert "1 questions are searched by matching words instead" in caplog.text
+    assert "1 question is searched by matching words instead" in caplog.text
 
 
 def test_auto_keeps_the_order_of_questions_in_two_languages(bilingual) -> None:

@@ -164,3 +164,7 @@ def test_cosines_are_float32():
 def test_cosines_refuse_shapes_that_do_not_fit(left, right):
     with pytest.raises(InputError, match="cannot compare vectors of shape"):
         cosines(np.ones(left, dtype=np.float32), np.ones(right, dtype=np.float32))
+
+
+def test_lists_of_numbers_are_compared_as_arrays_are():
+    assert cosines([[1.0, 0.0]], [[0.6, 0.8], [0.0, 1.0]])[0].tolist() == pytest.approx([0.6, 0.0])

@@ -1,0 +1,107 @@
+"""Documents of LangChain and hits of gemma-rag, each made from the other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from langchain_core.documents import Document
+
+from gemma_rag import documents as core
+from gemma_rag.results import Hit, Retrieval
+
+SCORE = "score"
+"""Where the metadata of a document has its score."""
+CATEGORY = "category"
+TITLE = "title"
+
+
+class Retrieved(list[Document]):
+    """The documents that were found, and why they are not more, or none.
+
+    A list like any other, so that all of LangChain takes it. A list that is made of it, such as a slice, has no `retrieval`.
+
+    Args:
+        documents: What was found, best first.
+        retrieval: What the retriever says of it.
+
+    Attributes:
+        retrieval: Scores, categories, near misses, thresholds and the outcome (`gemma_rag.results.Retrieval`).
+    """
+
+    retrieval: Retrieval
+
+    def __init__(self, documents: Iterable[Document] = (), retrieval: Retrieval | None = None) -> None:
+        super().__init__(documents)
+        if retrieval is not None:  # tracers of older langchain-core copy lists by their class, with the elements alone
+            self.retrieval = retrieval
+
+    @classmethod
+    def of(cls, retrieval: Retrieval) -> Retrieved:
+        """The hits of a retrieval as documents."""
+        return cls(map(as_document, retrieval.hits), retrieval)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (list(self), getattr(self, "retrieval", None))
+
+
+def as_document(hit: Hit) -> Document:
+    """A hit as a document of LangChain: the passage that fits the question, and in its metadata where it comes from.
+
+    ``title``, ``category``, ``score``, ``category_score`` (None where there was no stage one), and where there are some
+    ``headings`` and ``fused_score``, stand beside the metadata of the document itself. Where that has a key of the same
+    name, ours wins; the other is still in ``Retrieved.retrieval``.
+    """
+    metadata = {
+        **hit.document.metadata,
+        TITLE: hit.document.title,
+        CATEGORY: hit.document.category,
+        SCORE: float(hit.score),
+        "category_score": None if math.isnan(hit.category_score) else float(hit.category_score),
+    }
+    if hit.headings:
+        metadata["headings"] = list(hit.headings)
+    if hit.fused_score is not None:
+        metadata["fused_score"] = float(hit.fused_score)
+    return Document(id=hit.document.id, page_content=hit.passage, metadata=metadata)
+
+
+def as_hit(document: Document) -> Hit:
+    """A document that any retriever found as a hit; what its metadata does not say is left empty, and its score is 0."""
+    category = document.metadata.get(CATEGORY)
+    return Hit(
+        document=core.Document(
+            id=document_id(document),
+            text=document.page_content,
+            title=str(document.metadata.get(TITLE) or ""),
+            category=category if isinstance(category, str) and category.strip() else core.UNCATEGORISED,
+            metadata=core.plain_metadata(document.metadata),
+        ),
+        score=as_score(document.metadata.get(SCORE)) or 0.0,
+        category_score=math.nan,
+        passage=document.page_content,
+    )
+
+
+def as_score(value: Any) -> float | None:
+    """A score as it stands in metadata: a finite number, and no truth value; None for anything else."""
+    number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+def document_id(document: Document, key: str | None = None) -> str:
+    """What to call a document: its id, else what its metadata has under a key, else a digest of what it holds.
+
+    Args:
+        document: The document.
+        key: Where a store that returns documents without ids puts its own.
+    """
+    own = document.id if document.id is not None else document.metadata.get(key) if key is not None else None
+    if own is not None and str(own).strip():
+        return str(own)
+    held = json.dumps([document.page_content, core.plain_metadata(document.metadata)], sort_keys=True)
+    return hashlib.sha256(held.encode()).hexdigest()[:32]

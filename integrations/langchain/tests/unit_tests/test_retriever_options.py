@@ -1,0 +1,132 @@
+"""Options: as fields, for a call, in the configuration."""
+
+import inspect
+import json
+
+import pytest
+from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnablePassthrough
+from langchain_gemma_rag import TwoStageRetriever
+
+from gemma_rag.retriever import TwoStageRetriever as CoreRetriever
+from gemma_rag.routing import Gate
+
+
+@pytest.fixture
+def retriever(kb) -> TwoStageRetriever:
+    return TwoStageRetriever(knowledge_base=kb, k=4)
+
+
+def ids(documents) -> list[str]:
+    return [document.id for document in documents]
+
+
+OPTIONS = {
+    "k": 1,
+    "category_threshold": 0.999999,
+    "document_threshold": 0.99,
+    "mode": "lexical",
+    "hybrid": False,
+    "lexical_weight": 0.0,
+    "gate": Gate(mass=0.5),
+    "max_categories": 1,
+    "reranker": lambda question, passages: [-len(passage) for passage in passages],
+    "rerank_top": 1,
+    "diversity": 0.9,
+    "categories": ["fruit", "traffic"],
+    "where": {"year": 2024},
+}
+
+
+def test_every_field_of_the_core_can_be_given():
+    fields = set(inspect.signature(CoreRetriever).parameters) - {"knowledge_base"}
+    assert fields | {"categories", "where"} == set(OPTIONS)
+    assert fields < set(TwoStageRetriever.model_fields)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_works_as_a_field_a_keyword_and_in_the_configuration(kb, name):
+    default, asked = TwoStageRetriever(knowledge_base=kb), {name: OPTIONS[name]}
+    as_field = ids(TwoStageRetriever(knowledge_base=kb, **asked).invoke("red"))
+    assert as_field == [hit.document.id for hit in CoreRetriever(kb).retrieve("red", **asked).hits]
+    assert ids(default.invoke("red", **asked)) == as_field
+    assert ids(default.with_config(configurable=asked).invoke("red")) == as_field
+
+
+@pytest.mark.parametrize("name", ["k", "category_threshold", "document_threshold", "reranker", "categories", "where"])
+def test_options_change_what_is_found(kb, name):
+    retriever = TwoStageRetriever(knowledge_base=kb)
+    assert ids(retriever.invoke("red", **{name: OPTIONS[name]})) != ids(retriever.invoke("red"))
+
+
+async def test_keywords_work_in_async(retriever):
+    assert len(await retriever.ainvoke("red", k=2)) == 2
+    assert len((await retriever.ainvoke("red", k=1)).retrieval.hits) == 1
+
+
+def test_keywords_work_in_batch(retriever):
+    assert [len(found) for found in retriever.batch(["red", "apple"], k=1)] == [1, 1]
+
+
+async def test_keywords_work_in_abatch(retriever):
+    assert [len(found) for found in await retriever.abatch(["red", "apple"], k=1)] == [1, 1]
+
+
+async def test_the_configuration_works_in_async(retriever):
+    assert len(await retriever.with_config(configurable={"k": 1}).ainvoke("red")) == 1
+
+
+def test_the_configuration_is_read_from_the_call_too(retriever):
+    assert len(retriever.invoke("red", {"configurable": {"k": 1}})) == 1
+
+
+def test_a_keyword_goes_before_the_configuration(retriever):
+    assert len(retriever.with_config(configurable={"k": 1}).invoke("red", k=2)) == 2
+
+
+def test_the_configuration_goes_before_the_field(kb):
+    assert len(TwoStageRetriever(knowledge_base=kb, k=3).with_config(configurable={"k": 2}).invoke("red")) == 2
+
+
+def test_none_means_the_retrievers_own(retriever):
+    assert ids(retriever.invoke("red", k=None)) == ids(retriever.invoke("red"))
+    assert len(retriever.with_config(configurable={"k": 1}).invoke("red", k=None)) == 1
+
+
+def test_what_others_have_in_the_configuration_is_left_alone(retriever):
+    assert retriever.invoke("red", {"configurable": {"thread_id": "7", "user": {"id": 1}}})
+
+
+def test_the_configuration_of_a_chain_reaches_the_retriever(retriever):
+    chain = {"context": retriever, "question": RunnablePassthrough()} | RunnableLambda(lambda both: len(both["context"]))
+    assert chain.invoke("red") > 1
+    assert chain.with_config(configurable={"k": 1}).invoke("red") == 1
+
+
+def test_the_configuration_reaches_a_retriever_that_a_function_calls(retriever):
+    chain = RunnableLambda(lambda question: len(retriever.invoke(question)))
+    assert chain.invoke("red", {"configurable": {"k": 1}}) == 1
+
+
+def test_configurable_fields_work(retriever):
+    chosen = retriever.configurable_fields(
+        k=ConfigurableField(id="top_k"), document_threshold=ConfigurableField(id="good_enough")
+    )
+    assert len(chosen.invoke("red", {"configurable": {"top_k": 1}})) == 1
+    assert ids(chosen.with_config(configurable={"good_enough": 0.99}).invoke("red")) == ["red"]
+
+
+def test_configurable_fields_describe_themselves(retriever):
+    chosen = retriever.configurable_fields(k=ConfigurableField(id="top_k"), gate=ConfigurableField(id="gate"))
+    assert {spec.id for spec in chosen.config_specs} == {"top_k", "gate"}
+    assert "top_k" in json.dumps(chosen.config_schema().model_json_schema())
+
+
+def test_a_bound_keyword_works(retriever):
+    assert len(retriever.bind(k=1).invoke("red")) == 1
+
+
+def test_where_of_the_field_holds_unless_a_call_brings_its_own(kb):
+    retriever = TwoStageRetriever(knowledge_base=kb, where={"year": 2023})
+    assert ids(retriever.invoke("red")) == ["red"]
+    assert "red" not in ids(retriever.invoke("red", where={"year": 2024}))
+    assert len(retriever.invoke("red", where={})) > 1
