@@ -20,9 +20,9 @@ demo: $(VENV)/demo.installed
 test: $(VENV)/test.installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
-# The adapters with the oldest releases of the frameworks that they support; `make test` has the newest.
+# The adapters with the oldest releases of the frameworks that they support; `make test` has the newest. These leave event loops open.
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadscope tests/test_embeddings.py integrations
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadscope -W ignore::pytest.PytestUnraisableExceptionWarning tests/test_embeddings.py integrations
 
 # The tests of the runtime for servers against a real one, which PyPI has.
 servers: $(VENV)/test.installed $(INFINITY)/installed
@@ -43,12 +43,15 @@ docs: $(VENV)/docs.installed
 bench: $(VENV)/bench.installed $(PEERS)/installed
 	$(BIN)/python benchmarks/engines.py --keep .cache/bench --peers $(PEERS)/bin/python --out benchmarks/results/engines.json
 	$(BIN)/python benchmarks/encoding.py --keep .cache/bench --out benchmarks/results/encoding.json
+	$(BIN)/python benchmarks/wrappers.py --peers $(PEERS)/bin/python --out benchmarks/results/wrappers.json
 	$(BIN)/python benchmarks/batch_tokens.py
 	$(BIN)/python benchmarks/knowledge_base.py
 
 eval: $(VENV)/test.installed
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/guarantee.py
+	$(BIN)/python benchmarks/external.py --out benchmarks/results/external.json
+	$(BIN)/python benchmarks/pictures.py
 	$(BIN)/python benchmarks/engine_quality.py --out benchmarks/results/engine-quality.json
 
 clean:
@@ -68,8 +71,8 @@ $(VENV)/bench.installed: $(MANIFESTS) | $(BIN)/python
 # The frameworks' own wrappers, in an environment of their own: langchain-huggingface wants another huggingface_hub.
 $(PEERS)/installed: constraints.txt
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch langchain-huggingface \
-		sentence-transformers llama-index-embeddings-huggingface fastembed
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch langchain-classic \
+		langchain-huggingface langchain-ollama sentence-transformers llama-index-embeddings-huggingface fastembed
 	touch $@
 
 $(INFINITY)/installed: constraints.txt tests/infinity-constraints.txt

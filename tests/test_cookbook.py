@@ -176,10 +176,18 @@ def test_a_cell_that_fails_fails_the_run_with_its_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_notebook_that_takes_too_long_fails_the_run(tmp_path):
-    found = _run(tmp_path, "--limit", "0.5", **{"01_slow": "while True: pass"})
+@pytest.mark.parametrize("limit", ["0.3", "2"], ids=["while it starts", "in a cell"])
+def test_a_notebook_that_takes_too_long_fails_the_run(tmp_path, limit):
+    found = _run(tmp_path, "--limit", limit, **{"01_slow": "while True: pass"})
     assert found.returncode == 1
-    assert "takes longer than" in found.stderr
+    assert f"01_slow takes longer than {limit} s" in found.stderr
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_fails_the_run(tmp_path):
+    found = _run(tmp_path, **{"01_dead": "import os\nos._exit(1)"})
+    assert found.returncode == 1
+    assert "01_dead: its kernel died" in found.stderr
 
 
 def test_an_unknown_notebook_is_refused_with_the_names_that_there_are():
