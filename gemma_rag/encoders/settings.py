@@ -105,8 +105,10 @@ class EncoderSettings(BaseModel):
     keep_alive: str | None = Field(
         default=None, description="How long Ollama keeps the model in memory, as `5m` or `-1` for ever. None: its own default."
     )
-    cache: Path | None = Field(
-        default=None, description="Keep vectors in this folder, so that no text is computed twice. None: nowhere."
+    cache: Path | str | None = Field(
+        default=None,
+        union_mode="left_to_right",  # a string becomes a path
+        description="Keep vectors in this folder, so that no text is computed twice. None: nowhere.",
     )
     show_progress: bool = Field(default=True, description="Show a progress bar on long work, on a terminal only.")
 
