@@ -25,7 +25,7 @@ class GemmaEmbeddings(EncoderSettings, Embeddings):
 
     A true `langchain_core.embeddings.Embeddings`: give it to anything that takes one. It is also an `Encoder`, so that
     `KnowledgeBase` takes it as it is. Constructing it checks in a few seconds that the model can be had; the weights are
-    loaded with the first text.
+    loaded with the first text. Its arguments are the fields of `EncoderSettings`.
 
     Example:
         >>> from gemma_rag import GemmaEmbeddings

@@ -3,11 +3,13 @@
 - A name in backticks becomes a link to where the reference describes it.
 - ``Example:`` becomes the section ``Examples:``, whose doctests are shown as code.
 - An enumeration lists its values, and an alias of literals is shown with them.
+- A field of a pydantic model, ``Field(default=..., description=...)``, has its description as docstring.
 - ``Args:`` of a class without ``__init__``, as pydantic's models are, become ``Attributes:``: its fields are its arguments.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -28,6 +30,8 @@ class Docstrings(griffe.Extension):
 
 
 def _visit(obj: griffe.Object) -> None:
+    if isinstance(obj, griffe.Attribute) and isinstance(obj.value, griffe.ExprCall) and str(obj.value.function) == "Field":
+        _field(obj, obj.value)
     if isinstance(obj, griffe.Attribute) and obj.docstring is None and str(obj.value).startswith("Literal["):
         obj.docstring = griffe.Docstring("One of these values.", parent=obj)
     elif obj.docstring is not None:
@@ -42,6 +46,20 @@ def _visit(obj: griffe.Object) -> None:
     for member in obj.members.values():
         if isinstance(member, griffe.Object):
             _visit(member)
+
+
+def _field(obj: griffe.Attribute, call: griffe.ExprCall) -> None:
+    given = {each.name: each.value for each in call.arguments if isinstance(each, griffe.ExprKeyword)}
+    if "description" in given and obj.docstring is None:
+        text = ast.literal_eval(str(given["description"]).removeprefix("f"))
+        obj.docstring = griffe.Docstring(re.sub(r"{(\w+)}", lambda name: _constant(obj, name[1]), text), parent=obj)
+    obj.value = given.get("default", f"{given['default_factory']}()" if "default_factory" in given else None)
+
+
+def _constant(scope: griffe.Object, name: str) -> str:
+    """The text that a description names, as in ``f"the variable {API_KEY}"``."""
+    member = scope.module.members[name]
+    return str(ast.literal_eval(str(member.value))) if isinstance(member, griffe.Attribute) else name
 
 
 def _with_links(text: str, scope: griffe.Object) -> str:
