@@ -15,7 +15,7 @@ import numpy as np
 
 from gemma_rag.encoders import Encoder, Input
 from gemma_rag.errors import InputError
-from gemma_rag.grounding import Language, cited_numbers, declines, grounded_prompt, may_decline, piece_text
+from gemma_rag.grounding import Language, cited_numbers, declines, grounded_prompt, may_decline, piece_text, without_thoughts
 from gemma_rag.lexical import LexicalIndex, reads_as_chinese
 from gemma_rag.passages import sentences
 from gemma_rag.prompts import Task
@@ -100,7 +100,8 @@ class Draft:
     """An answer that a language model is writing, piece by piece; for the loop of whoever calls the model.
 
     What may still turn out to be "I don't know" is held back, so that nobody is shown words that are then taken back: all
-    that `add` and `finish` return, joined, is the text of the answer.
+    that `add` and `finish` return, joined, is the text of the answer. Thoughts that the model writes before it,
+    ``<think> ... </think>``, are no part of it.
 
     Args:
         retrieval: What to answer from; it has hits.
@@ -130,7 +131,8 @@ class Draft:
             What can be shown of the answer now and was not shown before; may be empty.
         """
         self._written += piece
-        return "" if not self._shown and may_decline(self._written.strip()) else self._news()
+        text = without_thoughts(self._written, finished=False)
+        return "" if not self._shown and may_decline(text) else self._news(text)
 
     def finish(self) -> tuple[str, Answer]:
         """The model has written all.
@@ -138,14 +140,13 @@ class Draft:
         Returns:
             The rest of the text to show, and the answer; a refusal where the model knew nothing.
         """
-        text = self._written.strip()
+        text = without_thoughts(self._written, finished=True)
         if not text or declines(text):
             refusal = _refusal(self.retrieval, Outcome.DECLINED_BY_MODEL, self.language)
             return refusal.text, refusal
-        return self._news(), _answer(self.retrieval, text, "generated", cited_numbers(text))
+        return self._news(text), _answer(self.retrieval, text, "generated", cited_numbers(text))
 
-    def _news(self) -> str:
-        text = self._written.strip()  # white space at the end is shown when something follows
+    def _news(self, text: str) -> str:
         news, self._shown = text[self._shown :], len(text)
         return news
 
@@ -229,10 +230,13 @@ def extract(retrieval: Retrieval, encoder: Encoder | None, language: Language | 
     texts = [sentence for _, sentence in found]
     if encoder is None or retrieval.mode == "lexical":
         scores = LexicalIndex(texts).scores(retrieval.question)
+        if scores.max() <= 0.0:  # no word matches, and nothing tells one sentence from another: the best passage, whole
+            found, scores = [(1, " ".join(retrieval.hits[0].passage.split()))], np.zeros(1, dtype=np.float32)
     else:
         rows = encoder.encode([Input(retrieval.question, Task.QUERY), *(Input(text, Task.DOCUMENT) for text in texts)])
-        # the hit's own score is added: of two like sentences the one in the better document is the better source
-        scores = cosines(rows[:1], rows[1:])[0] + np.array([retrieval.hits[number - 1].score for number, _ in found])
+        scores = cosines(rows[:1], rows[1:])[0]
+        if retrieval.mode != "external":  # of two like sentences the one in the better document is the better source
+            scores = scores + np.array([retrieval.hits[number - 1].score for number, _ in found], dtype=np.float32)
     best = np.argsort(-scores, kind="stable")[:_QUOTED_SENTENCES]
     chosen = sorted(int(i) for i in best if i == best[0] or scores[i] >= _QUOTED_SHARE * scores[best[0]])
     opening, closing = ("「", "」") if _language(retrieval, language) == "zh" else ("“", "”")

@@ -23,7 +23,7 @@ from gemma_rag.judging import warn_unmeasured
 from gemma_rag.prompts import PromptProfile
 from gemma_rag.results import CategoryScore, Hit, NearMiss, Outcome, Retrieval
 from gemma_rag.routing import Gate
-from gemma_rag.search import Scalar, Where
+from gemma_rag.search import Scalar, Where, wanted_values
 from gemma_rag.thresholds import FixedThreshold, Threshold, as_threshold, describe
 from gemma_rag.vectors import Floats, unit
 
@@ -161,12 +161,7 @@ class ExternalRetriever:
     def _within(self, categories: Sequence[str] | None, where: Where | None) -> dict[str, Sequence[Scalar]]:
         if isinstance(categories, str):
             raise InputError("categories is a list of names, and one string came: put it in a list")
-        if where is not None and not isinstance(where, Mapping):
-            raise InputError(f"where is a mapping of metadata to values, as in {{'year': 2024}}, and is {where!r}")
-        within: dict[str, Sequence[Scalar]] = {
-            key: [value] if value is None or isinstance(value, (str, int, float)) else list(value)
-            for key, value in (where or {}).items()
-        }
+        within: dict[str, Sequence[Scalar]] = {} if where is None else dict(wanted_values(where))
         if categories is not None:
             asked = within.get(self.category_key)
             within[self.category_key] = [name for name in categories if asked is None or name in asked]
@@ -209,10 +204,14 @@ class _Call:
         if not self.category_threshold.apply([category.score for category in categories]).keep.any():
             closed = tuple(replace(category, kept=False, why="") for category in categories)
             return self.result(Outcome.CATEGORY_BELOW_THRESHOLD, categories=closed)
-        opened = [category.name for category in categories if category.kept]
+        opened = {category.name for category in categories if category.kept}
         inside = [candidate for candidate in found if candidate.document.category in opened]
         if len(inside) < self.wanted and len(found) == self.probe:  # else the store has no more of them, or enough are here
-            inside = self.search("documents", vector, self.wanted, {**self.within, asked.category_key: opened})
+            key = asked.category_key  # the store knows a category as it stands there, with the white space around it
+            names = [str(each.document.metadata.get(key, each.document.category)) for each in inside]
+            more = self.search("documents", vector, self.wanted, {**self.within, key: list(dict.fromkeys(names))})
+            inside = list({each.document.id: each for each in [*more, *inside]}.values())
+            inside.sort(key=lambda candidate: -candidate.score)
         return self.judged(inside, categories)
 
     @property

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+from gemma_rag.errors import LanguageModelError
 from gemma_rag.results import Hit
 
 Language: TypeAlias = Literal["en", "zh"]
@@ -85,6 +86,7 @@ _CITED = re.compile(r"[\[【［]\s*(\d{1,4}(?:\s*[,，、;；–~-]\s*\d{1,4})*)
 _RANGE = re.compile(r"(\d+)\s*[–~-]\s*(\d+)")
 _LONGEST_RANGE = 50
 _DECLINED = ("i don't know", "i do not know", "我不知道")
+_THOUGHT, _END_OF_THOUGHT = "<think>", "</think>"
 _UNFINISHED = re.compile(r"[\[【［][\d\s,，、;；–~-]*$")  # a citation that is still being written
 
 
@@ -113,15 +115,37 @@ def may_decline(text: str) -> bool:
 
 def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", _CITED.sub("", text))
-    return text.replace("’", "'").casefold().strip(" \n.。!\"'“”「」*_")
+    return text.replace("’", "'").casefold().strip(" \n.。!\"'“”「」*_-#>")
+
+
+def without_thoughts(text: str, *, finished: bool) -> str:
+    """What a model has written, without the thoughts that reasoning models write first, and without white space around it.
+
+    Args:
+        text: All that it has written so far.
+        finished: Whether that is all; else what may still become a thought is left out too.
+    """
+    text = text.strip()
+    if text.startswith(_THOUGHT):
+        return text.partition(_END_OF_THOUGHT)[2].strip()
+    return "" if not finished and _THOUGHT.startswith(text) else text
 
 
 def piece_text(piece: Any) -> str:
     """The text of a piece that a language model streams: a string, a LangChain message, or its list of content blocks.
 
     Of blocks, those of text count; thoughts and calls of tools do not.
+
+    Raises:
+        LanguageModelError: It is none of these.
     """
     content = getattr(piece, "content", piece)
     if isinstance(content, str):
         return content
-    return "".join(block if isinstance(block, str) else str(block.get("text", "")) for block in content)
+    if not isinstance(content, list):
+        raise LanguageModelError(f"the language model wrote a {type(content).__name__}, and an answer is text")
+    return "".join(block if isinstance(block, str) else _block_text(block) for block in content)
+
+
+def _block_text(block: Any) -> str:
+    return str(block.get("text") or "") if block.get("type", "text") == "text" else ""

@@ -45,7 +45,10 @@ def load_llm(name: str) -> ChatModel | Writer:
     try:
         loaded: ChatModel = init_chat_model(name)
     except Exception as error:  # each provider raises errors of its own, about keys and settings
-        raise LanguageModelError(f"the language model {name} cannot be loaded: {without_secrets(str(error))}") from error
+        problem = without_secrets(str(error))
+        if isinstance(error, (AttributeError, ImportError)) and "pip install" not in problem:
+            problem += f". Its chat models are in a package of their own: pip install langchain-{provider.replace('_', '-')}"
+        raise LanguageModelError(f"the language model {name} cannot be loaded: {problem}") from error
     return loaded
 
 

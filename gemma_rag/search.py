@@ -183,12 +183,7 @@ class Search:
 
     def _allowed(self, where: Where) -> Bools:
         """Which documents have the metadata asked for."""
-        if not isinstance(where, Mapping):
-            raise InputError(f"where is a mapping of metadata to values, as in {{'year': 2024}}, and is {where!r}")
-        metadata = self.view.metadata
-        wanted = {
-            key: list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value] for key, value in where.items()
-        }
+        metadata, wanted = self.view.metadata, wanted_values(where)
         return np.array(
             [
                 all(key in metadata[number] and _matches(metadata[number][key], values) for key, values in wanted.items())
@@ -365,6 +360,28 @@ class Search:
         started = time.perf_counter()
         yield
         self.timings[step] = self.timings.get(step, 0.0) + (time.perf_counter() - started) * 1e3
+
+
+def wanted_values(where: Where) -> dict[str, list[Scalar]]:
+    """For each key of the metadata the values that are searched for.
+
+    Raises:
+        InputError: `where` is no mapping, or one of the values is no text, number, truth value or None.
+    """
+    if not isinstance(where, Mapping):
+        raise InputError(f"where is a mapping of metadata to values, as in {{'year': 2024}}, and is {where!r}")
+    wanted: dict[str, list[Scalar]] = {}
+    for key, given in where.items():
+        values: list[Any] = list(given) if isinstance(given, (list, tuple, set, frozenset)) else [given]
+        plain = [value.item() if isinstance(value, np.generic) else value for value in values]
+        for value in plain:
+            if not (value is None or isinstance(value, (str, int, float))):
+                raise InputError(
+                    f"where has {value!r} for {key!r}, and a value is a text, a number, true, false or None, or a list of "
+                    "them: there are no operators such as $gte"
+                )
+        wanted[key] = plain
+    return wanted
 
 
 def _matches(have: Any, values: list[Any]) -> bool:

@@ -382,13 +382,61 @@ def test_a_text_that_only_begins_like_no_answer_is_shown_once_that_is_clear(retr
     ]
 
 
+def test_thoughts_before_an_answer_are_not_shown(retriever) -> None:
+    draft = Draft(retriever(FRUIT).retrieve("pear"))
+    assert [draft.add(piece) for piece in ("<thi", "nk>hm [1]</thi", "nk>", "Soft", " [1].")] == ["", "", "", "Soft", " [1]."]
+    assert draft.finish()[1].text == "Soft [1]."
+
+
+def test_no_answer_after_thoughts_is_no_answer(written) -> None:
+    assert written("<think>The source [1] may say.</think>\nI don't know.").outcome is Outcome.DECLINED_BY_MODEL
+
+
+def test_thoughts_without_an_answer_are_no_answer(written) -> None:
+    assert written("<think>Hm [1]").outcome is Outcome.DECLINED_BY_MODEL
+
+
+def test_sentences_that_share_no_word_are_not_told_apart() -> None:
+    text = "Lunch is at noon. Dogs bark. Staff receive 27 days."
+    hits = (Hit(Document(id="d", text=text, category="c"), 5.0, 0.5, text),)
+    assert extract(Retrieval.of_hits("How much holiday?", hits), None).text == f"“{text}” [1]"
+
+
+def test_the_scores_of_another_retriever_do_not_choose_the_sentence(words) -> None:
+    texts = {"a": "The plum is sour.", "b": "The pear is soft."}
+    hits = [
+        Hit(Document(id=key, text=texts[key], category="c"), score, 0.5, texts[key]) for key, score in (("a", 5.0), ("b", 1.0))
+    ]
+    assert extract(Retrieval.of_hits("pear", hits), words).text == "“The pear is soft.” [2]"
+
+
 def test_white_space_around_an_answer_is_not_shown(retriever) -> None:
     draft = Draft(retriever(FRUIT).retrieve("pear"))
     assert [draft.add(piece) for piece in ("\n ", "Soft ", "[1].\n", "\n")] == ["", "Soft", " [1].", ""]
     assert draft.finish()[0] == ""
 
 
-STARTS = ["I", " don", "'t", "’t", " know", ".", "I don't know", "我不知道", "。", " ", "[1", "]", "[", "*", "“", "!", "pear"]
+STARTS = [
+    "I",
+    " don",
+    "'t",
+    "’t",
+    " know",
+    ".",
+    "I don't know",
+    "我不知道",
+    "。",
+    " ",
+    "[1",
+    "]",
+    "[",
+    "*",
+    "“",
+    "!",
+    "pear",
+    "<think>",
+    "</think>",
+]
 PIECES = st.one_of(st.sampled_from(STARTS), st.text(max_size=3))
 
 

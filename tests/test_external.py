@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import math
 
@@ -49,6 +50,9 @@ def cosine(angle: float) -> float:
 
 
 NEAR = [("a1", "a", 10), ("a2", "a", 20), ("b1", "b", 40), ("c1", "c", 90)]
+
+
+OFF = {"category_threshold": -1.0, "document_threshold": -1.0}
 
 
 def asked(*entries, **settings):
@@ -108,6 +112,34 @@ def test_the_opened_categories_are_searched_where_the_first_search_was_cut_short
     found = retriever.retrieve("?", max_categories=1)
     assert source.searches == [(4, {}), (4, {"category": ["b"]})]
     assert ids(found) == ["b1", "b2"]
+
+
+class Spaced(Circle):
+    """A store that knows each category with white space around it, as files of others do."""
+
+    def search(self, vector, k, within):
+        names = [name for name in within.get("category", ["a ", "b "]) if name.endswith(" ")]
+        found = super().search(vector, k, {"category": [name.strip() for name in names]})
+        return [
+            Candidate(each.document.model_copy(update={"metadata": {"category": f"{each.document.category} "}}), each.score)
+            for each in found
+        ]
+
+
+def test_a_category_with_white_space_around_it_is_searched_as_the_store_knows_it():
+    source = Spaced(("b1", "b", 1), ("b2", "b", 2), *((f"a{i}", "a", 3 + i) for i in range(6)))
+    retriever = ExternalRetriever(source, at_zero, k=2, probe=4, gate=Gate(mass=0.1), **OFF)
+    assert ids(retriever.retrieve("?", max_categories=1)) == ["b1", "b2"]
+
+
+def test_a_second_search_loses_nothing_of_the_first():
+    class Forgetful(Circle):
+        def search(self, vector, k, within):
+            return [] if within else super().search(vector, k, within)
+
+    source = Forgetful(("b1", "b", 1), *((f"a{i}", "a", 3 + i) for i in range(6)))
+    retriever = ExternalRetriever(source, at_zero, k=2, probe=4, gate=Gate(mass=0.1), **OFF)
+    assert ids(retriever.retrieve("?", max_categories=1)) == ["b1"]
 
 
 def test_flat_mode_has_no_stage_one():
@@ -171,6 +203,16 @@ def test_categories_and_where_go_to_the_store():
 
 def test_filters_that_nothing_passes_are_their_own_outcome():
     assert asked()[0].retrieve("?", where={"angle": 1}).outcome is Outcome.FILTERED_OUT
+
+
+@pytest.mark.parametrize("value", [{"$gte": 20}, b"ab", [[20]], datetime.date(2026, 1, 1)])
+def test_a_filter_with_what_is_no_value_is_refused(value):
+    with pytest.raises(InputError, match=r"where has .* for 'angle', .* there are no operators such as \$gte"):
+        asked()[0].retrieve("?", where={"angle": value})
+
+
+def test_numbers_of_numpy_are_values():
+    assert ids(asked()[0].retrieve("?", where={"angle": np.int64(20)})) == ["a2"]
 
 
 def test_categories_that_contradict_the_filter_ask_no_store():

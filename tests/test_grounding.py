@@ -8,7 +8,8 @@ import unicodedata
 import pytest
 
 from gemma_rag.documents import Document
-from gemma_rag.grounding import grounded_prompt, may_decline, piece_text
+from gemma_rag.errors import LanguageModelError
+from gemma_rag.grounding import grounded_prompt, may_decline, piece_text, without_thoughts
 from gemma_rag.results import Hit
 
 
@@ -142,7 +143,7 @@ def test_texts_that_are_like_none_of_our_tags_stay_as_they_are(text) -> None:
 # -- reading what comes back ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", " ", "“I don", "我", "I don't know", "I don't know, sorry", "[1", "**I do"])
+@pytest.mark.parametrize("text", ["", " ", "“I don", "我", "I don't know", "I don't know, sorry", "[1", "**I do", "- I don"])
 def test_a_text_that_may_still_become_no_answer(text):
     assert may_decline(text)
 
@@ -158,7 +159,28 @@ def test_a_text_that_cannot_become_no_answer_any_more(text):
         ("pear", "pear"),
         (["pe", {"type": "text", "text": "ar"}], "pear"),
         ([{"type": "reasoning", "reasoning": "hm"}], ""),
+        ([{"type": "reasoning", "text": "hm"}, {"text": "pear"}], "pear"),
+        ([{"type": "text", "text": None}], ""),
     ],
 )
 def test_the_text_of_a_piece(piece, text):
     assert piece_text(piece) == text
+
+
+def test_a_piece_that_is_no_text_is_an_error_of_the_model():
+    with pytest.raises(LanguageModelError, match="wrote a dict"):
+        piece_text({"answer": "pear"})
+
+
+@pytest.mark.parametrize(
+    ("text", "so_far", "in_the_end"),
+    [
+        ("<thi", "", "<thi"),
+        ("<think>hm", "", ""),
+        ("<think>hm</think> pear ", "pear", "pear"),
+        ("pear <think>", "pear <think>", "pear <think>"),
+        ("<b>", "<b>", "<b>"),
+    ],
+)
+def test_thoughts_are_left_out(text, so_far, in_the_end):
+    assert (without_thoughts(text, finished=False), without_thoughts(text, finished=True)) == (so_far, in_the_end)

@@ -78,6 +78,24 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         load_llm(name)
 
 
+@pytest.mark.parametrize(
+    ("problem", "cure"),
+    [
+        (AttributeError("module has no attribute ChatOllama"), "pip install langchain-google-genai"),
+        (ImportError("Please run pip install this-package"), "Please run pip install this-package"),
+        (ValueError("no key"), "no key"),
+    ],
+    ids=["community", "named", "setting"],
+)
+def test_the_package_of_a_provider_is_named_where_langchain_does_not(monkeypatch, problem, cure) -> None:
+    def fail(name: str) -> None:
+        raise problem
+
+    monkeypatch.setattr("langchain.chat_models.init_chat_model", fail)
+    with pytest.raises(LanguageModelError, match=f"{cure}$"):
+        load_llm("google_genai:gemini")
+
+
 # -- a local model ----------------------------------------------------------------------------------------------------
 
 
