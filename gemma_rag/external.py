@@ -206,7 +206,7 @@ class _Call:
             return self.result(Outcome.CATEGORY_BELOW_THRESHOLD, categories=closed)
         opened = {category.name for category in categories if category.kept}
         inside = [candidate for candidate in found if candidate.document.category in opened]
-        if len(inside) < self.wanted and len(found) == self.probe:  # else the store has no more of them, or enough are here
+        if len(inside) < self.wanted:  # how many the store has left cannot be told: a source may drop entries without a text
             key = asked.category_key  # the store knows a category as it stands there, with the white space around it
             names = [str(each.document.metadata.get(key, each.document.category)) for each in inside]
             more = self.search("documents", vector, self.wanted, {**self.within, key: list(dict.fromkeys(names))})

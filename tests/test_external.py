@@ -132,6 +132,16 @@ def test_a_category_with_white_space_around_it_is_searched_as_the_store_knows_it
     assert ids(retriever.retrieve("?", max_categories=1)) == ["b1", "b2"]
 
 
+def test_a_source_that_drops_entries_is_still_searched_twice():
+    class WithBlanks(Circle):
+        def search(self, vector, k, within):
+            return [each for each in super().search(vector, k, within) if each.document.id != "blank"]
+
+    source = WithBlanks(("blank", "a", 0), ("b1", "b", 1), *((f"a{i}", "a", 3 + i) for i in range(6)), ("b2", "b", 40))
+    retriever = ExternalRetriever(source, at_zero, k=2, probe=4, gate=Gate(mass=0.1), **OFF)
+    assert ids(retriever.retrieve("?", max_categories=1)) == ["b1", "b2"]
+
+
 def test_a_second_search_loses_nothing_of_the_first():
     class Forgetful(Circle):
         def search(self, vector, k, within):
@@ -198,7 +208,7 @@ def test_categories_and_where_go_to_the_store():
     retriever, source = asked()
     found = retriever.retrieve("?", categories=["a", "b"], where={"angle": [20, 40]})
     assert ids(found) == ["a2", "b1"]
-    assert source.searches == [(64, {"angle": [20, 40], "category": ["a", "b"]})]
+    assert source.searches[0] == (64, {"angle": [20, 40], "category": ["a", "b"]})
 
 
 def test_filters_that_nothing_passes_are_their_own_outcome():
