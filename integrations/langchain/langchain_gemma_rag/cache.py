@@ -172,6 +172,8 @@ def _taken(part: Sequence[_Wanted], rows: Sequence[Vector], found: dict[str, Vec
     entries = []
     for each, row in zip(part, rows, strict=True):
         values = np.asarray(row, dtype="<f4")
+        if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+            raise InputError(f"the embeddings returned no vector of finite numbers for a text of {len(each.text)} characters")
         found[each.key] = values.tolist()
         entries.append((each.key, _checksum(values.tobytes()) + values.tobytes()))
     return entries

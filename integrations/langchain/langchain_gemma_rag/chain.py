@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.documents import Document
@@ -17,7 +18,7 @@ from gemma_rag.errors import InputError
 from gemma_rag.grounding import Language, piece_text
 from gemma_rag.results import Retrieval
 from langchain_gemma_rag.cache import gemma_embeddings
-from langchain_gemma_rag.documents import Retrieved, as_hit
+from langchain_gemma_rag.documents import Retrieved, as_document, as_hit
 from langchain_gemma_rag.retriever import TwoStageRetriever
 
 NAME = "GroundedChain"
@@ -119,7 +120,13 @@ def _retrieval(question: str, found: Any) -> tuple[Retrieval, list[Document]]:
     documents = list(found)
     known = getattr(found, "retrieval", None) if isinstance(found, Retrieved) else None
     if known is not None and [hit.document.id for hit in known.hits] == [document.id for document in documents]:
-        return known, documents
+        pairs = list(zip(known.hits, documents, strict=True))
+        if all(as_document(hit) == document for hit, document in pairs):
+            return known, documents
+        # somebody has changed them since, perhaps to hide something: they count as they are now
+        kept = [(hit if as_document(hit) == each else as_hit(each), each) for hit, each in pairs if each.page_content.strip()]
+        if kept:
+            return replace(known, hits=tuple(hit for hit, _ in kept)), [document for _, document in kept]
     documents = [document for document in documents if document.page_content.strip()]  # nothing can be cited of the others
     return Retrieval.of_hits(question, [as_hit(document) for document in documents]), documents
 

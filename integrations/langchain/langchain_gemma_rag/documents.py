@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -57,7 +58,7 @@ def as_document(hit: Hit) -> Document:
     name, ours wins; the other is still in ``Retrieved.retrieval``.
     """
     metadata = {
-        **hit.document.metadata,
+        **copy.deepcopy(hit.document.metadata),
         TITLE: hit.document.title,
         CATEGORY: hit.document.category,
         SCORE: float(hit.score),
@@ -76,14 +77,14 @@ def as_hit(document: Document) -> Hit:
     return Hit(
         document=core.Document(
             id=document_id(document),
-            text=document.page_content,
-            title=str(document.metadata.get(TITLE) or ""),
-            category=category if isinstance(category, str) and category.strip() else core.UNCATEGORISED,
+            text=core.whole_text(document.page_content),
+            title=core.whole_text(document.metadata.get(TITLE) or ""),
+            category=core.whole_text(category) if isinstance(category, str) and category.strip() else core.UNCATEGORISED,
             metadata=core.plain_metadata(document.metadata),
         ),
         score=as_score(document.metadata.get(SCORE)) or 0.0,
         category_score=math.nan,
-        passage=document.page_content,
+        passage=core.whole_text(document.page_content),
     )
 
 

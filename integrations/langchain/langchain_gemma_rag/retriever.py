@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +24,7 @@ from gemma_rag.rerank import Reranker
 from gemma_rag.results import Retrieval
 from gemma_rag.retriever import TwoStageRetriever as CoreRetriever
 from gemma_rag.routing import Gate
-from gemma_rag.search import Mode, Settings
+from gemma_rag.search import Mode, Settings, wanted_values
 from gemma_rag.store_scores import Metric
 from gemma_rag.thresholds import Threshold, as_threshold
 from langchain_gemma_rag.documents import Retrieved
@@ -37,6 +38,8 @@ else:  # pydantic cannot look into protocols; the core's retriever checks them
     RerankerLike = Any
 
 _WHERE = ("categories", "where")
+_NOT_CONFIGURABLE = ("gate", "reranker")
+"""What a run's configuration, which may come from somebody else's request, does not set."""
 _OF_KNOWLEDGE_BASES = (*Settings._fields, *_WHERE)
 _OF_STORES = ("k", "category_threshold", "document_threshold", "mode", "gate", "max_categories", *_WHERE)
 _ONLY_OF_KNOWLEDGE_BASES = tuple(name for name in _OF_KNOWLEDGE_BASES if name not in _OF_STORES)
@@ -48,7 +51,9 @@ class TwoStageRetriever(BaseRetriever):
     Every field from `k` on can also be given for one call, as a keyword (``invoke(question, k=3)``, and so for
     ``ainvoke``, ``batch`` and ``abatch``), or in the configuration of a chain
     (``with_config(configurable={"k": 3})``; keys there that are not fields of ours are left alone). A keyword goes before
-    the configuration, and both before the field. Keywords that are not known are refused.
+    the configuration, and both before the field. A configuration may come with somebody's request: its ``where`` and
+    ``categories`` can only narrow the retriever's own, and it sets no ``gate`` and no ``reranker``. Keywords that are not known
+    are refused.
 
     What is found comes as a `Retrieved`, a list of documents with the id of the document and, in the metadata beside its
     own, ``title``, ``category``, ``score`` (a cosine) and ``category_score``. Where the metadata of a document has one of
@@ -286,7 +291,11 @@ class TwoStageRetriever(BaseRetriever):
         Raises:
             InputError: As for `invoke`.
         """
-        return self._core().retrieve(question, **self._options({"k": k, **options}))
+        asked = self._options({"k": k, **options})
+        core = self._core()
+        if isinstance(core, ExternalRetriever) and self.source is not None and asked.get("mode", core.mode) == "flat":
+            core = replace(core, source=self.source.without_categories())
+        return core.retrieve(question, **asked)
 
     async def aretrieve(self, question: str, k: int | None = None, **options: Any) -> Retrieval:
         """`retrieve` without holding up the event loop."""
@@ -340,8 +349,26 @@ class TwoStageRetriever(BaseRetriever):
     def _configured(self, config: RunnableConfig | None, given: dict[str, Any]) -> dict[str, Any]:
         """The keywords of a call, and what the configuration of the run sets beside them."""
         configurable = ensure_config(config).get("configurable") or {}
-        own = {name: configurable[name] for name in self._known if configurable.get(name) is not None}
+        names = [name for name in self._known if name not in _NOT_CONFIGURABLE and configurable.get(name) is not None]
+        own = {name: configurable[name] for name in names}
+        if "where" in own and self.where is not None:
+            own["where"] = _both(wanted_values(self.where), wanted_values(own["where"]))
+        if "categories" in own and self.categories is not None:
+            own["categories"] = _inside(own["categories"], self.categories)
         return given | {name: value for name, value in own.items() if given.get(name) is None}
+
+
+def _both(one: Mapping[str, Sequence[Any]], other: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """A filter that lets pass what both let pass."""
+    keys = dict.fromkeys([*one, *other])
+    return {key: [value for value in other.get(key, one.get(key, ())) if value in one.get(key, (value,))] for key in keys}
+
+
+def _inside(asked: Sequence[str], allowed: Sequence[str]) -> list[str]:
+    """Of the categories asked for, those that are allowed or lie inside one that is; and those allowed that lie inside one."""
+    asked = [asked] if isinstance(asked, str) else list(asked)
+    below = [name for name in asked if any(f"{name}/".startswith(f"{each}/") for each in allowed)]
+    return list(dict.fromkeys([*below, *(each for each in allowed if any(each.startswith(f"{name}/") for name in asked))]))
 
 
 def _made_again(kind: type[TwoStageRetriever], fields: dict[str, Any]) -> TwoStageRetriever:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -54,6 +55,7 @@ class StoreSource:
         self.store = store
         self.name = type(store).__name__
         self.category_key, self.title_key = category_key, title_key
+        self._needs_category = True
         self._kind = find_kind(store)
         self._metric = None if metric is None else check_metric(metric)
         if search is not None and metric is not None:
@@ -67,6 +69,12 @@ class StoreSource:
 
     def __repr__(self) -> str:
         return f"<{self.name}, {type(self.embeddings).__name__}>"
+
+    def without_categories(self) -> StoreSource:
+        """The same store for a search without a stage one: entries need no category."""
+        other = copy.copy(self)
+        other._needs_category = False
+        return other
 
     @property
     def ours(self) -> GemmaEmbeddings | None:
@@ -103,6 +111,8 @@ class StoreSource:
     def _entry(self, document: Document) -> core.Document:
         name = document_id(document, None if self._kind is None else self._kind.id_key(self.store))
         category = document.metadata.get(self.category_key)
+        if not self._needs_category and category is None:
+            category = core.UNCATEGORISED
         if not isinstance(category, str) or not category.strip():
             has = "has no" if category is None else f"has {category!r} and not a name as its"
             raise InputError(
@@ -114,9 +124,9 @@ class StoreSource:
             raise InputError(f"the entry {name!r} of {self.name} has no text: delete it from the store")
         return core.Document(
             id=name,
-            text=document.page_content,
-            title=str(document.metadata.get(self.title_key) or ""),
-            category=category,
+            text=core.whole_text(document.page_content),
+            title=core.whole_text(document.metadata.get(self.title_key) or ""),
+            category=core.whole_text(category),
             metadata=core.plain_metadata(document.metadata),
         )
 
@@ -139,6 +149,6 @@ def _how_to_name(store: object) -> str:
     known = ", ".join(f"{kind.class_name} ({kind.package})" for kind in KINDS)
     return (
         f"what the scores of {type(store).__name__} ({type(store).__module__}) mean is not known; known are {known}. Say it: "
-        'metric="cosine-distance" or another metric of gemma_rag.external, and search=, a function of a vector, a number of '
-        "entries and a filter ({key: [values]}, empty for none) that returns (document, score) pairs"
+        'metric="cosine-distance" or another metric of gemma_rag.store_scores, and search=, a function of a vector, a number '
+        "of entries and a filter ({key: [values]}, empty for none) that returns (document, score) pairs"
     )

@@ -124,14 +124,14 @@ def _search_chroma(store: Any, vector: list[float], k: int, within: Within) -> F
 def _chroma_condition(key: str, values: Sequence[Scalar]) -> dict[str, Any]:
     if any(value is None for value in values):
         raise InputError(f"Chroma cannot search for entries whose {key!r} is None: leave it out of where")
-    numbers = [float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     by_type: list[dict[str, Any]] = [  # one list may hold values of one type only; 1 and 1.0 are the same to us
         {key: {"$in": same}}
         for same in (
             [value for value in values if isinstance(value, str)],
             [value for value in values if isinstance(value, bool)],
-            [int(number) for number in numbers if number.is_integer()],
-            numbers,
+            [int(number) for number in numbers if number == int(number)],
+            [float(number) for number in numbers if number == float(number)],  # an integer beyond 2^53 is none exactly
         )
         if same
     ]
@@ -210,7 +210,7 @@ def _search_qdrant(store: Any, vector: list[float], k: int, within: Within) -> F
         for value in values:
             if value is None:
                 either.append(models.IsNullCondition(is_null=models.PayloadField(key=path)))
-            elif isinstance(value, bool):
+            elif isinstance(value, bool) or (isinstance(value, int) and value != float(value)):
                 either.append(models.FieldCondition(key=path, match=models.MatchValue(value=value)))
             elif not isinstance(value, str):
                 either.append(models.FieldCondition(key=path, range=models.Range(gte=value, lte=value)))

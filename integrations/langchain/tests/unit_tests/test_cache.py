@@ -1,3 +1,4 @@
+import math
 import re
 import threading
 
@@ -360,3 +361,20 @@ def test_the_embeddings_beneath_are_found(gemma, store, inner):
     assert gemma_embeddings(gemma) is gemma
     assert gemma_embeddings(RoleSafeCache(gemma, store)) is gemma
     assert gemma_embeddings(RoleSafeCache(inner, store, namespace="n")) is None
+
+
+@pytest.mark.parametrize("row", [[math.nan, 1.0], [], None])
+def test_a_row_that_is_no_vector_is_an_error_and_is_not_kept(row):
+    rows = [row, [1.0, 0.0]]
+
+    class Once(Embeddings):
+        def embed_query(self, text):
+            return rows.pop(0)
+
+        def embed_documents(self, texts):
+            return [self.embed_query(text) for text in texts]
+
+    cache = RoleSafeCache(Once(), InMemoryByteStore(), namespace="once")
+    with pytest.raises(InputError, match="no vector of finite numbers"):
+        cache.embed_query("a")
+    assert cache.embed_query("a") == [1.0, 0.0]

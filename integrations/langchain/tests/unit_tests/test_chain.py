@@ -339,3 +339,24 @@ def test_an_unknown_language_is_refused(retriever):
 def test_what_is_no_question_is_refused(retriever, question):
     with pytest.raises(InputError, match="takes a question, a string"):
         create_grounded_chain(retriever).invoke(question)
+
+
+@pytest.mark.parametrize("hidden", ["page_content", "title"])
+def test_what_was_hidden_in_the_documents_does_not_reach_the_model(retriever, hidden):
+    seen = []
+
+    def hide(documents):
+        for document in documents:
+            document.page_content = document.page_content.replace("apple", "[HIDDEN]")
+            document.metadata["title"] = "[HIDDEN]"
+        return documents
+
+    def write(system, user):
+        seen.append(user)
+        return ["It is red [1]."]
+
+    result = create_grounded_chain(retriever | hide, write).invoke("red apple")
+    secret = "apple" if hidden == "page_content" else "Red things"
+    assert secret not in seen[0].split("<question>")[0]
+    assert secret not in str(result["citations"])
+    assert result["outcome"] == "answered"

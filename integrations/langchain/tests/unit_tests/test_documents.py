@@ -110,3 +110,8 @@ def test_without_any_id_equal_documents_have_equal_ones_and_others_differ():
     others = [document_id(Document("text", metadata={"year": 2})), document_id(Document("other", metadata={"year": 1}))]
     assert same[0] == same[1]
     assert len({same[0], *others}) == 3
+
+
+def test_halves_of_characters_are_mended():
+    hit = as_hit(Document("bad \ud800 text", metadata={"title": "\ud800", "category": "a\ud800"}))
+    assert (hit.passage, hit.document.title, hit.document.category) == ("bad ? text", "?", "a?")

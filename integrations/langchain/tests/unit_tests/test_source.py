@@ -348,3 +348,15 @@ def test_a_knowledge_base_beside_a_store_is_refused(retriever, words):
     kb = KnowledgeBase.from_documents([Page(id="a", text="red", category="colours")], words)
     with pytest.raises(ValidationError, match="either a knowledge base or a vector store"):
         TwoStageRetriever(source=retriever.source, knowledge_base=kb)
+
+
+def test_without_a_stage_one_entries_need_no_category():
+    over_store = TwoStageRetriever.from_vectorstore(filled([entry(0, None), entry(90, "north")]), document_threshold=0.5)
+    (found,) = over_store.invoke("1", mode="flat")
+    assert (found.id, found.metadata["category"]) == ("at 0", "uncategorised")
+
+
+def test_a_category_with_white_space_around_it_is_found_in_the_store():
+    entries = [*(entry(angle, "east ") for angle in (1, 2)), *(entry(angle, "north") for angle in range(3, 40))]
+    over_store = TwoStageRetriever.from_vectorstore(filled(entries), k=2, probe=4, category_threshold=0, document_threshold=0)
+    assert [document.id for document in over_store.invoke("0", max_categories=1)] == ["at 1", "at 2"]
