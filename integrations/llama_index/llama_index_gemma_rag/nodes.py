@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
@@ -58,47 +57,29 @@ def is_blank(value: object) -> bool:
 def as_node(hit: Hit) -> NodeWithScore:
     """A hit as a node: the passage that fits the question, and in its metadata where it comes from.
 
-    ``title``, ``category``, ``score`` and ``category_score`` (None where there was no stage one), and where there are some
-    ``headings`` and ``fused_score``, stand beside the document's own metadata, and take the place of such keys there. A
-    language model is not shown the scores, and an embedding model sees the title alone, so that the node's vector, made
-    anew, is that of the passage in the knowledge base. A node of an index comes back as it was, with the scores beside.
+    ``title``, ``category`` and where there are some ``headings`` stand beside the document's own metadata, and take the place
+    of such keys there. An embedding model sees the title alone, so that the node's vector, made anew, is that of the passage in
+    the knowledge base. A node of an index comes back as it is there. Nothing in the metadata depends on the question, since
+    LlamaIndex knows equal nodes by a hash of text and metadata, and would not see that two questions found the same.
     """
     document = hit.document
-    scores: dict[str, Any] = {
-        "score": float(hit.score),
-        "category_score": None if math.isnan(hit.category_score) else float(hit.category_score),
-    }
-    if hit.fused_score is not None:
-        scores["fused_score"] = float(hit.fused_score)
     if isinstance(document, NodeDocument):
-        return NodeWithScore(node=_with_scores(document, scores), score=float(hit.score))
+        node = document.node.model_copy(update={"metadata": dict(document.node.metadata)})  # the index's own stays as it is
+        return NodeWithScore(node=node, score=float(hit.score))
     about: dict[str, Any] = {"title": document.title, "category": document.category}
     if hit.headings:
         about["headings"] = list(hit.headings)
-    metadata = {**document.metadata, **about, **scores}
+    metadata = {**document.metadata, **about}
     untitled = [] if document.title else ["title"]
-    node = TextNode(
+    made = TextNode(
         id_=document.id,
         text=hit.passage,
         metadata=metadata,
-        excluded_llm_metadata_keys=[*scores, *untitled],
+        excluded_llm_metadata_keys=untitled,
         excluded_embed_metadata_keys=[key for key in metadata if key != "title" or untitled],
         relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document.id)},
     )
-    return NodeWithScore(node=node, score=float(hit.score))
-
-
-def _with_scores(document: NodeDocument, scores: Mapping[str, Any]) -> BaseNode:
-    node = document.node
-    known = {"title": document.title, "category": document.category}
-    new = {**{key: value for key, value in known.items() if key not in node.metadata}, **scores}
-    return node.model_copy(
-        update={
-            "metadata": {**node.metadata, **new},
-            "excluded_llm_metadata_keys": list(dict.fromkeys([*node.excluded_llm_metadata_keys, *new])),
-            "excluded_embed_metadata_keys": list(dict.fromkeys([*node.excluded_embed_metadata_keys, *new])),
-        }
-    )
+    return NodeWithScore(node=made, score=float(hit.score))
 
 
 def as_hit(found: NodeWithScore) -> Hit | None:

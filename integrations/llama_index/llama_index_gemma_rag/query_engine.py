@@ -15,16 +15,17 @@ from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts.mixin import PromptMixinType
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.settings import Settings
 
 from gemma_rag.answer import Answer, Draft, Writer, extract
+from gemma_rag.documents import plain_metadata, whole_text
 from gemma_rag.encoders import Encoder
 from gemma_rag.errors import InputError
 from gemma_rag.grounding import Language
 from gemma_rag.results import Hit, Outcome, Retrieval
 from llama_index_gemma_rag.embedding import GemmaEmbedding
-from llama_index_gemma_rag.nodes import as_hit
+from llama_index_gemma_rag.nodes import NodeDocument, as_hit, as_node
 from llama_index_gemma_rag.retriever import Notebook, TwoStageRetriever, noting
 from llama_index_gemma_rag.writing import apieces, awritten, pieces, written
 
@@ -222,9 +223,17 @@ class _Found(NamedTuple):
         for each in nodes:
             hit, known_hit = as_hit(each), (known or {}).get(each.node.node_id)
             if hit is not None:
-                hits.append(known_hit if known_hit is not None and known_hit.passage == hit.passage else hit)
+                hits.append(known_hit if known_hit is not None and _alike(known_hit, each) else hit)
                 kept.append(each)
         return cls(Retrieval.of_hits(question, hits), kept)
+
+
+def _alike(hit: Hit, node: NodeWithScore) -> bool:
+    """Whether a node is still what was made of a hit: a postprocessor may have hidden something."""
+    if isinstance(hit.document, NodeDocument):
+        same_text = hit.passage == whole_text(node.node.get_content(metadata_mode=MetadataMode.NONE))
+        return same_text and hit.document.metadata == plain_metadata(node.node.metadata)
+    return as_node(hit).node.hash == node.node.hash
 
 
 def _about(answer: Answer | None) -> dict[str, Any]:

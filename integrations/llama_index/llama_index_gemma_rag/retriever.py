@@ -37,8 +37,8 @@ Limit: TypeAlias = float | str | Threshold | None
 class TwoStageRetriever(BaseRetriever):
     """Finds the nodes that answer a question in a knowledge base, or none; `explain` says why.
 
-    The nodes have cosines as their scores. Their metadata are the document's own, and `title`, `category`, `score` and
-    `category_score`. Only the question's text counts: an embedding that comes with a `QueryBundle` is not used.
+    The nodes have cosines as their scores. Their metadata are the document's own, `title` and `category`. Only the question's
+    text counts: an embedding that comes with a `QueryBundle` is not used.
 
     Args:
         knowledge_base: What to search: a `gemma_rag.KnowledgeBase`, or the folder of one.
@@ -145,7 +145,7 @@ class TwoStageRetriever(BaseRetriever):
         """The two stages over an index that exists already, whose vector store filters on metadata.
 
         The categories are values in the nodes' metadata; nothing is embedded or stored anew. The nodes come back as they
-        are in the index, with their scores in the metadata.
+        are in the index.
 
         Args:
             index: The index.

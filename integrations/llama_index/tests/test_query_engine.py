@@ -6,7 +6,9 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
 from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
+from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.postprocessor import LongContextReorder, SimilarityPostprocessor
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.tools import QueryEngineTool
@@ -239,6 +241,42 @@ def test_a_retriever_around_ours_gives_its_own_reasons(retriever):
     fusion = QueryFusionRetriever([retriever], llm=Counting(), num_queries=1, use_async=False)
     assert GroundedQueryEngine(fusion).query(QUESTION).metadata["outcome"] == "answered"
     assert GroundedQueryEngine(fusion).query(OFF_TOPIC).metadata["outcome"] == "nothing_retrieved"
+
+
+class Paraphrasing(Counting):
+    """Makes three questions of one."""
+
+    @llm_completion_callback()
+    def complete(self, prompt, formatted=False, **kwargs):
+        return CompletionResponse(text="How do I set a new password?\nWhere is my password reset?")
+
+
+def test_questions_that_find_the_same_are_fused(retriever):
+    fusion = QueryFusionRetriever([retriever], llm=Paraphrasing(), num_queries=3, use_async=False, mode="reciprocal_rerank")
+    nodes = fusion._retrieve(QueryBundle(QUESTION))
+    assert len({node.node_id for node in nodes}) == len(nodes)
+    assert nodes[0].score == pytest.approx(3 / 60)
+
+
+class Hiding(BaseNodePostprocessor):
+    """Takes titles out, as one that must not be seen."""
+
+    def _postprocess_nodes(self, nodes, query_bundle=None):
+        for each in nodes:
+            each.node.metadata["title"] = "[hidden]"
+        return nodes
+
+
+def test_what_a_postprocessor_hides_does_not_reach_the_model(retriever):
+    seen = []
+
+    def write(system, user):
+        seen.append(user)
+        return ["It is so [1]."]
+
+    response = GroundedQueryEngine(retriever, write, node_postprocessors=[Hiding()]).query(QUESTION)
+    assert 'title="[hidden]' in seen[0]
+    assert response.metadata["citations"][0]["title"] == "[hidden]"
 
 
 def test_a_postprocessor_that_takes_everything_leaves_a_refusal(retriever):

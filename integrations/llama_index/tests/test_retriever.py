@@ -112,10 +112,10 @@ async def test_two_documents_of_one_text_are_both_found(minilm):
 
 
 def test_a_node_embedded_anew_has_the_vector_of_the_knowledge_base(base, minilm):
-    node = TwoStageRetriever(base).retrieve(QUESTIONS[0])[0].node
-    (again,) = GemmaEmbedding(minilm)([node])
+    found = TwoStageRetriever(base).retrieve(QUESTIONS[0])[0]
+    (again,) = GemmaEmbedding(minilm)([found.node])
     question = minilm.embed_query(QUESTIONS[0])
-    assert np.dot(again.embedding, question) == pytest.approx(node.metadata["score"], abs=1e-5)
+    assert np.dot(again.embedding, question) == pytest.approx(found.score, abs=1e-5)
 
 
 async def test_the_event_loop_is_not_held_up(base, monkeypatch):
