@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 class GemmaEmbeddings(EncoderSettings, Embeddings):
     """Embeddings of EmbeddingGemma, and of other models, with the right task prompt for every call.
 
+    Its arguments (`model`, `dimensions`, `device`, `cache` ...) are the fields of `EncoderSettings`.
+
     A true `langchain_core.embeddings.Embeddings`: give it to anything that takes one. It is also an `Encoder`, so that
     `KnowledgeBase` takes it as it is. Constructing it checks in a few seconds that the model can be had; the weights are
-    loaded with the first text. Its arguments are the fields of `EncoderSettings`.
+    loaded with the first text.
 
     Example:
         >>> from gemma_rag import GemmaEmbeddings

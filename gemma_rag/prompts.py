@@ -4,8 +4,9 @@ EmbeddingGemma reads every text behind a prompt that says what the text is for; 
 prompt, or with none, lands elsewhere. A `PromptProfile` holds the prompts of one model family, and `profile_for`
 chooses the profile of a model: the user's choice wins, then the model's own configuration, then the table here.
 
-Sources of the strings: the model cards and ``config_sentence_transformers.json`` of google/embeddinggemma-300m,
-google/embeddinggemma-2, intfloat/e5-* and multilingual-e5-*, BAAI/bge-*-v1.5, and nomic-ai/nomic-embed-text-v1*.
+Sources of the strings: the model cards and ``config_sentence_transformers.json`` of ``google/embeddinggemma-300m``,
+``google/embeddinggemma-2``, ``intfloat/e5-*`` and ``multilingual-e5-*``, ``BAAI/bge-*-v1.5``, and
+``nomic-ai/nomic-embed-text-v1*``.
 
 >>> EMBEDDINGGEMMA.render("Reset it in the portal.", Task.DOCUMENT, title="Passwords")
 'title: Passwords | text: Reset it in the portal.'

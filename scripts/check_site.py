@@ -1,7 +1,7 @@
 """Checks the built site: ``python scripts/check_site.py [site]``, after mkdocs; exit status 1 and a line for each thing wrong.
 
-Nothing is loaded from elsewhere, every link within the site has its page and its heading, and every public name is in the
-inventory of the reference.
+Nothing is loaded from elsewhere, every link within the site has its page and its heading, no quotation stands in another (so a
+doctest was taken for one), and every public name is in the inventory of the reference.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ _REMOTE = re.compile(r"^(https?:)?//")
 
 
 class Page(HTMLParser):
-    """What a page loads, where its links lead, and what can be linked to in it."""
+    """What a page loads, where its links lead, what can be linked to in it, and how deep its quotations are."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.loads: list[str] = []
         self.links: list[str] = []
         self.anchors: set[str] = {""}
+        self.open_quotes = self.deepest_quote = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -40,8 +41,16 @@ class Page(HTMLParser):
             self.loads.append(given.get("href", ""))
         elif tag in _LOADED:
             self.loads.append(given.get(_LOADED[tag], ""))
+        if tag == "blockquote":
+            self.open_quotes += 1
+            self.deepest_quote = max(self.deepest_quote, self.open_quotes)
         self.loads += re.findall(r"url\(['\"]?([^'\")]+)", given.get("style", ""))
         self.loads += [part.split()[0] for part in given.get("srcset", "").split(",") if part.strip()]
+
+    def handle_endtag(self, tag: str) -> None:
+        """Called for each end of a tag."""
+        if tag == "blockquote":
+            self.open_quotes -= 1
 
 
 def inventory(site: Path) -> set[str]:
@@ -54,6 +63,7 @@ def problems(site: Path) -> list[str]:
     """Everything that is wrong with a built site, a line each."""
     pages = {page.relative_to(site).as_posix(): Page(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
     found = [f"{name}: loads {url}" for name, page in pages.items() for url in page.loads if _REMOTE.match(url)]
+    found += [f"{name}: a quotation in a quotation" for name, page in pages.items() if page.deepest_quote > 1]
     for sheet in site.rglob("*.css"):
         urls = re.findall(r"url\(['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)", sheet.read_text(encoding="utf-8"))
         found += [f"{sheet.relative_to(site)}: loads {url}" for pair in urls for url in pair if _REMOTE.match(url)]

@@ -1,7 +1,7 @@
 """A griffe extension: our docstrings as mkdocstrings shows them best, without writing them otherwise.
 
 - A name in backticks becomes a link to where the reference describes it.
-- ``Example:`` becomes the section ``Examples:``, whose doctests are shown as code.
+- ``Example:`` becomes the section ``Examples:``, whose doctests are shown as code. A doctest in no section is put into one.
 - An enumeration lists its values, and an alias of literals is shown with them.
 - A field of a pydantic model, ``Field(default=..., description=...)``, has its description as docstring.
 - ``Args:`` of a class without ``__init__``, as pydantic's models are, become ``Attributes:``: its fields are its arguments.
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from typing import Any
 
 import griffe
 
 # `Name`, `name`, `Name.member`, `gemma_rag.module.name`: in single backticks, and not part of a longer run of them
 _NAME = re.compile(r"(?<!`)`([A-Za-z_][\w.]*)(\(\))?`(?!`)")
+# Lines from the first ``>>>`` at the margin, so outside any section, to a blank line
+_DOCTEST = re.compile(r"^>>>.*(?:\n.+)*", re.MULTILINE)
 _OURS = ("gemma_rag", "langchain_gemma_rag", "llama_index_gemma_rag")
 
 
@@ -37,6 +40,7 @@ def _visit(obj: griffe.Object) -> None:
     elif obj.docstring is not None:
         text = _with_links(obj.docstring.value, obj)
         text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+        text = _DOCTEST.sub(lambda found: "Examples:\n" + textwrap.indent(found[0], "    "), text)
         if obj.is_class and "__init__" not in obj.members:
             text = re.sub(r"^Args:$", "Attributes:", text, flags=re.MULTILINE)
         if isinstance(obj, griffe.Class) and any(str(base).endswith("Enum") for base in obj.bases):
