@@ -82,9 +82,9 @@ def as_node(hit: Hit) -> NodeWithScore:
     return NodeWithScore(node=made, score=float(hit.score))
 
 
-def as_hit(found: NodeWithScore) -> Hit | None:
+def as_hit(found: NodeWithScore, category_key: str = "category", title_key: str = "title") -> Hit | None:
     """A node that any retriever found as a hit; a score that it has not is 0. None where it has no text."""
-    document = NodeDocument.of(found.node)
+    document = NodeDocument.of(found.node, category_key, title_key)
     if document is None:
         return None
     score = 0.0 if found.score is None or not math.isfinite(found.score) else float(found.score)

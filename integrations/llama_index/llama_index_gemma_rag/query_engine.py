@@ -15,17 +15,16 @@ from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts.mixin import PromptMixinType
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.settings import Settings
 
 from gemma_rag.answer import Answer, Draft, Writer, extract
-from gemma_rag.documents import plain_metadata, whole_text
 from gemma_rag.encoders import Encoder
 from gemma_rag.errors import InputError
 from gemma_rag.grounding import Language
 from gemma_rag.results import Hit, Outcome, Retrieval
 from llama_index_gemma_rag.embedding import GemmaEmbedding
-from llama_index_gemma_rag.nodes import NodeDocument, as_hit, as_node
+from llama_index_gemma_rag.nodes import as_hit
 from llama_index_gemma_rag.retriever import Notebook, TwoStageRetriever, noting
 from llama_index_gemma_rag.writing import apieces, awritten, pieces, written
 
@@ -127,12 +126,12 @@ class GroundedQueryEngine(BaseQueryEngine):
     ) -> _Found:
         own = [retrieval for retriever, retrieval in notebook if retriever is self._retriever]
         known = {hit.document.id: hit for hit in own[0].hits} if len(own) == 1 else {}
-        kept = _Found.of(question, nodes, known)
+        kept = _Found.of(question, nodes, known, self._keys)
         if len(own) == 1 and kept.retrieval.hits != own[0].hits:
             kept = kept._replace(retrieval=replace(own[0], hits=kept.retrieval.hits))
         elif len(own) == 1:
             kept = kept._replace(retrieval=own[0])
-        if found and not kept.nodes:
+        if found and not kept.nodes and self._postprocessors:
             note = f"the node postprocessors left none of the {len(found)} nodes"
             emptied = replace(kept.retrieval, outcome=Outcome.FILTERED_OUT, notes=(*kept.retrieval.notes, note))
             kept = kept._replace(retrieval=emptied)
@@ -147,7 +146,7 @@ class GroundedQueryEngine(BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """Answer from nodes that were retrieved before."""
-        return self._answer(_Found.of(query_bundle.query_str, nodes), additional_source_nodes or ())
+        return self._answer(_Found.of(query_bundle.query_str, nodes, {}, self._keys), additional_source_nodes or ())
 
     async def asynthesize(
         self,
@@ -156,7 +155,7 @@ class GroundedQueryEngine(BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """`synthesize` without holding up the event loop."""
-        return await self._aanswer(_Found.of(query_bundle.query_str, nodes), additional_source_nodes or ())
+        return await self._aanswer(_Found.of(query_bundle.query_str, nodes, {}, self._keys), additional_source_nodes or ())
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
@@ -197,6 +196,11 @@ class GroundedQueryEngine(BaseQueryEngine):
         return _response(draft.finish()[1], sources)
 
     @property
+    def _keys(self) -> tuple[str, str]:
+        """Where the metadata of the nodes have their category and their title."""
+        return self._retriever.keys if isinstance(self._retriever, TwoStageRetriever) else ("category", "title")
+
+    @property
     def _encoder(self) -> Encoder | None:
         """What chooses the quoted sentences; None, and then matching words do, where the vectors are not ours."""
         if isinstance(self._retriever, TwoStageRetriever):
@@ -217,23 +221,25 @@ class _Found(NamedTuple):
     nodes: list[NodeWithScore]
 
     @classmethod
-    def of(cls, question: str, nodes: Sequence[NodeWithScore], known: Mapping[str, Hit] | None = None) -> _Found:
-        """Nodes that have a text, as hits: as those that are known already by their ids, unless their text was changed."""
+    def of(cls, question: str, nodes: Sequence[NodeWithScore], known: Mapping[str, Hit], keys: tuple[str, str]) -> _Found:
+        """Nodes that have a text, as hits: those that are known by their ids, with text, title and category as they are now."""
         hits, kept = [], []
         for each in nodes:
-            hit, known_hit = as_hit(each), (known or {}).get(each.node.node_id)
+            hit, known_hit = as_hit(each, *keys), known.get(each.node.node_id)
             if hit is not None:
-                hits.append(known_hit if known_hit is not None and _alike(known_hit, each) else hit)
+                hits.append(hit if known_hit is None else _as_now(known_hit, hit))
                 kept.append(each)
         return cls(Retrieval.of_hits(question, hits), kept)
 
 
-def _alike(hit: Hit, node: NodeWithScore) -> bool:
-    """Whether a node is still what was made of a hit: a postprocessor may have hidden something."""
-    if isinstance(hit.document, NodeDocument):
-        same_text = hit.passage == whole_text(node.node.get_content(metadata_mode=MetadataMode.NONE))
-        return same_text and hit.document.metadata == plain_metadata(node.node.metadata)
-    return as_node(hit).node.hash == node.node.hash
+def _as_now(known: Hit, now: Hit) -> Hit:
+    """A known hit; where a postprocessor has changed what a model reads of it, with that, and its scores."""
+    same = (known.passage, known.document.title, known.document.category) == (
+        now.passage,
+        now.document.title,
+        now.document.category,
+    )
+    return known if same else replace(known, document=now.document, passage=now.passage, headings=())
 
 
 def _about(answer: Answer | None) -> dict[str, Any]:

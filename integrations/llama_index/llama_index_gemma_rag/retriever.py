@@ -119,6 +119,7 @@ class TwoStageRetriever(BaseRetriever):
     ) -> None:
         super().__init__(callback_manager=callback_manager)
         self.core = core
+        self.keys = ("category", "title")  # where the metadata of the nodes have the two
         self.categories = categories
         self.where = where
 
@@ -191,6 +192,7 @@ class TwoStageRetriever(BaseRetriever):
         )
         made = cls.__new__(cls)
         made._take(core, categories, where, callback_manager)
+        made.keys = (category_key, title_key)
         return made
 
     def explain(self, question: str, **options: Any) -> Retrieval:

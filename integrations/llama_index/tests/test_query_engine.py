@@ -279,6 +279,26 @@ def test_what_a_postprocessor_hides_does_not_reach_the_model(retriever):
     assert response.metadata["citations"][0]["title"] == "[hidden]"
 
 
+class Noting(BaseNodePostprocessor):
+    """Adds what changes nothing that a model reads."""
+
+    def _postprocess_nodes(self, nodes, query_bundle=None):
+        for each in nodes:
+            each.node.metadata["seen"] = True
+        return nodes
+
+
+@pytest.mark.parametrize("postprocessors", [[], [Noting()]])
+def test_titles_and_categories_under_other_keys_are_cited(minilm, postprocessors):
+    page = TextNode(id_="n", text="Reset a password in the portal.", metadata={"topic": "it", "name": "Passwords"})
+    index = VectorStoreIndex([page], embed_model=GemmaEmbedding(minilm))
+    retriever = TwoStageRetriever.from_index(index, category_key="topic", title_key="name", document_threshold=0.1)
+    engine = GroundedQueryEngine(retriever, node_postprocessors=postprocessors)
+    for response in (engine.query(QUESTION), engine.synthesize(QueryBundle(QUESTION), engine.retrieve(QueryBundle(QUESTION)))):
+        (citation,) = response.metadata["citations"]
+        assert (citation["title"], citation["category"]) == ("Passwords", "it")
+
+
 def test_a_postprocessor_that_takes_everything_leaves_a_refusal(retriever):
     engine = GroundedQueryEngine(retriever, Counting(), node_postprocessors=[SimilarityPostprocessor(similarity_cutoff=0.99)])
     response = engine.query(QUESTION)
