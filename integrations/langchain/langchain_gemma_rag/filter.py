@@ -25,6 +25,10 @@ else:
     ThresholdLike = Any  # pydantic cannot look into a protocol; `as_threshold` does
 
 
+_ROUNDING = 1e-3
+"""How far beyond 1 a store's rounding may put a cosine."""
+
+
 class ThresholdFilter(BaseDocumentCompressor):
     """Keeps the documents whose scores are good enough, in their order.
 
@@ -131,6 +135,11 @@ class ThresholdFilter(BaseDocumentCompressor):
                 raise InputError(
                     f"{name} has {what} in its metadata under {self.score_key!r}: name the key under which the retriever puts "
                     "it (score_key=...), or have the scores computed (embeddings=...)"
+                )
+            if abs(score) > 1.0 + _ROUNDING:
+                raise InputError(
+                    f"the document {document.id or place!r} has the score {score:g} in its metadata under {self.score_key!r}, "
+                    "which is no cosine: name the key that has one (score_key=...), or have scores computed (embeddings=...)"
                 )
             scores.append(score)
         return scores

@@ -176,7 +176,7 @@ class TwoStageRetriever(BaseRetriever):
         if value is None or isinstance(value, KnowledgeBase):
             return value
         if isinstance(value, (str, Path)):
-            return KnowledgeBase.open(value)
+            return KnowledgeBase.open(Path(value).expanduser())
         raise InputError(f"a KnowledgeBase, or the folder of one, is searched, and a {type(value).__name__} came")
 
     @field_validator("category_threshold", "document_threshold")

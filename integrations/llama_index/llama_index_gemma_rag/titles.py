@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 
-_LINE = re.compile(r"[^\s:][^:\n]{0,63}:( .*)?")
-"""A line of LlamaIndex's form of metadata, ``key: value``; a value may be empty."""
+_LINE = re.compile(r"[^\s:](?:[^:\n]|:(?! |$)){0,127}:( .*)?")
+"""A line of LlamaIndex's form of metadata, ``key: value``; a key may have colons (``dc:author``), a value may be empty."""
 _LONGEST_TITLE = 300
 """Characters. What is longer is a paragraph that begins as a title does."""
 

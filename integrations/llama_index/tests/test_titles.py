@@ -69,3 +69,8 @@ def test_what_is_left_is_what_llama_index_writes_without_the_title(title, before
     untitled = TextNode(text=body, metadata={"a": before, "b": after})
     given_, wanted = (each.get_content(metadata_mode=MetadataMode.EMBED) for each in (node, untitled))
     assert split_title(given_, "title") == (wanted, title)
+
+
+@pytest.mark.parametrize("key", ["dc:author", "og:site_name", "k" * 100])
+def test_a_key_with_colons_or_a_long_one_before_the_title_does_not_hide_it(key):
+    assert split_title(f"{key}: M\ntitle: Passwords\n\nReset it.", "title") == (f"{key}: M\n\nReset it.", "Passwords")

@@ -259,3 +259,8 @@ def test_the_repr_is_short(gemma):
     assert repr(ThresholdFilter(threshold="dynamic", embeddings=gemma)) == (
         "ThresholdFilter(threshold='dynamic', embeddings='GemmaEmbeddings')"
     )
+
+
+def test_a_score_that_is_no_cosine_is_refused():
+    with pytest.raises(InputError, match=r"the document 'a' has the score 5 .* which is no cosine"):
+        ThresholdFilter(threshold=0.4).compress_documents([Document("x", id="a", metadata={"score": 5})], "q")

@@ -338,3 +338,10 @@ def test_the_stream_of_events_shows_the_documents_and_the_outcome(retriever):
 
 def test_scores_are_no_nan(retriever):
     assert not any(math.isnan(each.metadata["score"]) for each in retriever.invoke("red"))
+
+
+def test_a_folder_may_begin_with_the_home(kb, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kb.save(tmp_path / "kb")
+    with pytest.raises(InputError, match="encoder of your own"):  # it was opened, and asks for what made its vectors
+        TwoStageRetriever(knowledge_base="~/kb").invoke("red")
