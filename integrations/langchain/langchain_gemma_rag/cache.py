@@ -190,8 +190,9 @@ def _vector(value: Any, dimensions: int | None) -> Vector | None:
     data = value[_CHECKSUM:]
     if _checksum(data) != value[:_CHECKSUM] or dimensions not in (None, len(data) // 4):
         return None
-    row: Vector = np.frombuffer(data, dtype="<f4").tolist()
-    return row
+    values = np.frombuffer(data, dtype="<f4")
+    row: Vector = values.tolist()
+    return row if np.isfinite(values).all() else None
 
 
 def gemma_embeddings(embeddings: object) -> GemmaEmbeddings | None:

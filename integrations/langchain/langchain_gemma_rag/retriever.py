@@ -29,6 +29,7 @@ from gemma_rag.store_scores import Metric
 from gemma_rag.thresholds import Threshold, as_threshold
 from langchain_gemma_rag.documents import Retrieved
 from langchain_gemma_rag.source import StoreSearch, StoreSource
+from langchain_gemma_rag.stores import matches
 
 if TYPE_CHECKING:
     ThresholdLike = float | str | Threshold
@@ -354,14 +355,18 @@ class TwoStageRetriever(BaseRetriever):
         if "where" in own and self.where is not None:
             own["where"] = _both(wanted_values(self.where), wanted_values(own["where"]))
         if "categories" in own and self.categories is not None:
-            own["categories"] = _inside(own["categories"], self.categories)
+            inside = _inside(own["categories"], self.categories)  # a store knows nothing of a category inside another
+            own["categories"] = inside if self.source is None else [name for name in inside if name in self.categories]
         return given | {name: value for name, value in own.items() if given.get(name) is None}
 
 
 def _both(one: Mapping[str, Sequence[Any]], other: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """A filter that lets pass what both let pass."""
-    keys = dict.fromkeys([*one, *other])
-    return {key: [value for value in other.get(key, one.get(key, ())) if value in one.get(key, (value,))] for key in keys}
+    shared = {
+        key: [value for value in values if key not in one or matches({key: value}, {key: one[key]})]
+        for key, values in other.items()
+    }
+    return {**{key: list(values) for key, values in one.items()}, **shared}
 
 
 def _inside(asked: Sequence[str], allowed: Sequence[str]) -> list[str]:

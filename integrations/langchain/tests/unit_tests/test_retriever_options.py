@@ -7,6 +7,8 @@ import pytest
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnablePassthrough
 from langchain_gemma_rag import TwoStageRetriever
 
+from gemma_rag import Document as Page
+from gemma_rag import KnowledgeBase
 from gemma_rag.retriever import TwoStageRetriever as CoreRetriever
 from gemma_rag.routing import Gate
 
@@ -153,3 +155,15 @@ def test_a_configuration_can_narrow_categories_and_not_widen_them(kb):
 def test_a_configuration_loads_no_model(kb):
     retriever = TwoStageRetriever(knowledge_base=kb, category_threshold=-1, document_threshold=-1)
     assert ids(retriever.invoke("red", {"configurable": {"reranker": "somebody/model"}})) == ids(retriever.invoke("red"))
+
+
+def test_one_is_not_true_where_a_configuration_narrows_a_filter(words):
+    pages = [Page(id=f"{flag}", text="red", category="c", metadata={"flag": flag}) for flag in (True, 1)]
+    own = TwoStageRetriever(
+        knowledge_base=KnowledgeBase.from_documents(pages, words),
+        where={"flag": True},
+        category_threshold=-1,
+        document_threshold=-1,
+    )
+    assert ids(own.invoke("red", {"configurable": {"where": {"flag": 1}}})) == []
+    assert ids(own.invoke("red", {"configurable": {"where": {"flag": True}}})) == ["True"]
