@@ -7,9 +7,10 @@ all where the retriever kept nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -290,6 +291,13 @@ def as_writer(llm: ChatModel | Writer) -> Writer:
     if callable(llm):
         return llm
     raise InputError(f"llm must be a LangChain chat model or a function of two messages, and is a {type(llm).__name__}")
+
+
+async def in_thread(pieces: Iterator[str]) -> AsyncIterator[str]:
+    """What a `Writer` gives, each piece waited for in a thread, so that the event loop goes on."""
+    end = object()
+    while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
+        yield cast("str", piece)
 
 
 class _ChatWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from langchain_core.language_models import FakeListChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 
-from gemma_rag.answer import Citation, Draft, GroundedAnswerer, extract, refuse
+from gemma_rag.answer import Citation, Draft, GroundedAnswerer, extract, in_thread, refuse
 from gemma_rag.documents import Document
 from gemma_rag.errors import InputError
 from gemma_rag.grounding import cited_numbers
@@ -468,3 +469,10 @@ def test_every_outcome_has_a_refusal_in_both_languages() -> None:
         retrieval = dataclasses.replace(Retrieval.of_hits("pear", ()), outcome=outcome)
         assert refuse(retrieval, "zh").text.startswith("我不知道：")
         assert refuse(retrieval, "en").text == f"I don't know. {outcome.reason}"
+
+
+def test_a_piece_that_is_none_does_not_end_an_answer_in_silence() -> None:
+    async def all_of(pieces: list) -> list:
+        return [piece async for piece in in_thread(iter(pieces))]
+
+    assert asyncio.run(all_of(["a", None, "b"])) == ["a", None, "b"]

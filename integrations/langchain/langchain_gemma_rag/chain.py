@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableGenerator
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import AddableDict
 
-from gemma_rag.answer import Answer, Draft, Writer, extract
+from gemma_rag.answer import Answer, Draft, Writer, extract, in_thread
 from gemma_rag.encoders import Encoder
 from gemma_rag.errors import InputError
 from gemma_rag.grounding import Language, piece_text
@@ -187,8 +187,7 @@ class _Writer:
 
     async def astream(self, messages: AsyncIterator[list[tuple[str, str]]]) -> AsyncIterator[str]:
         ((_, system), (_, user)) = await anext(messages)
-        pieces = iter(await asyncio.to_thread(self.write, system, user))
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        async for piece in in_thread(iter(await asyncio.to_thread(self.write, system, user))):
             yield piece
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
-from gemma_rag.answer import Draft, Writer
+from gemma_rag.answer import Draft, Writer, in_thread
 
 
 def written(llm: BaseLLM | Writer, draft: Draft) -> str:
@@ -37,12 +37,7 @@ async def apieces(llm: BaseLLM | Writer, draft: Draft) -> AsyncIterator[str]:
     if isinstance(llm, BaseLLM):
         stream = await llm.astream_chat(_messages(draft))
         return (response.delta or "" async for response in stream)
-    return _in_thread(await asyncio.to_thread(lambda: iter(pieces(llm, draft))))
-
-
-async def _in_thread(iterator: Iterator[str]) -> AsyncIterator[str]:
-    while (piece := await asyncio.to_thread(next, iterator, None)) is not None:
-        yield piece
+    return in_thread(await asyncio.to_thread(lambda: iter(pieces(llm, draft))))
 
 
 def _messages(draft: Draft) -> list[ChatMessage]:
