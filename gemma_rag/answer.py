@@ -230,7 +230,7 @@ def extract(retrieval: Retrieval, encoder: Encoder | None, language: Language | 
         found = [(1, " ".join(retrieval.hits[0].passage.split()))]
     texts = [sentence for _, sentence in found]
     if encoder is None or retrieval.mode == "lexical":
-        scores = LexicalIndex(texts).scores(retrieval.question)
+        scores = LexicalIndex.of_texts(texts).scores(retrieval.question)
         if scores.max() <= 0.0:  # no word matches, and nothing tells one sentence from another: the best passage, whole
             found, scores = [(1, " ".join(retrieval.hits[0].passage.split()))], np.zeros(1, dtype=np.float32)
     else:

@@ -1,4 +1,4 @@
-"""The command line: `gemma-rag demo`, `index`, `ask`, `info`, `verify`, `export`, `fit`, `calibrate`, `eval`.
+"""The command line: `gemma-rag demo`, `index`, `ask`, `info`, `verify`, `export`, `fit`, `calibrate`, `eval`, `copy` and so on.
 
 Exit status: 0 answered or done, 3 refused, 2 bad usage or input, 1 a fault. Answers go to standard output, everything
 else to standard error; with ``--json`` standard output holds one JSON object and nothing else.
@@ -18,19 +18,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gemma_rag import __version__
+from gemma_rag.cli_engines import compact, copy, plan
 from gemma_rag.cli_export import export
+from gemma_rag.cli_index import index, pairs
 from gemma_rag.cli_learning import calibrate, evaluate, fit
 from gemma_rag.cli_models import verify
 from gemma_rag.cli_options import (
     BaseFolder,
-    Cache,
-    Device,
-    Dimensions,
     Json,
     Model,
     RuntimeName,
     RuntimeOption,
-    TokenizerOption,
     Url,
     print_json,
     settings_from,
@@ -60,22 +58,6 @@ class ModeName(str, Enum):
     TWO_STAGE = "two-stage"
     FLAT = "flat"
     LEXICAL = "lexical"
-
-
-class OverflowName(str, Enum):
-    """`gemma_rag.encoders.Overflow`, for the command line's help."""
-
-    TRUNCATE = "truncate"
-    ERROR = "error"
-    AVERAGE = "average"
-
-
-class PrecisionName(str, Enum):
-    """`gemma_rag.encoders.settings.Precision`, for the command line's help."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 def _show_version(wanted: bool) -> None:
@@ -111,88 +93,7 @@ def demo(
         print_json({"answers": [answer.to_json() for answer in answers]})
 
 
-@app.command()
-def index(
-    source: Annotated[Path, typer.Argument(help="A .jsonl or .csv file, or a folder of Markdown, HTML and text files.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the knowledge base; made, or added to.")],
-    model: Model = None,
-    runtime: RuntimeOption = RuntimeName.AUTO,
-    url: Url = None,
-    tokenizer: TokenizerOption = None,
-    cache: Cache = None,
-    dimensions: Dimensions = None,
-    untrained_dimensions: Annotated[bool, typer.Option(help="Allow dimensions that the model was not trained for.")] = False,
-    device: Device = None,
-    precision: Annotated[PrecisionName, typer.Option(help="Number format of the computation.")] = PrecisionName.FLOAT32,
-    prompts: Annotated[
-        str | None, typer.Option(help="Prompt profile by name. Default: chosen by the model.", show_default=False)
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Context in tokens. Default: all that the model has.", show_default=False)
-    ] = None,
-    on_overflow: Annotated[OverflowName, typer.Option(help="For texts beyond the context.")] = OverflowName.TRUNCATE,
-    chunk_tokens: Annotated[
-        int | None,
-        typer.Option(help="Most tokens of a chunk, its prompt and title included. Default: 512.", show_default=False),
-    ] = None,
-    chunk_overlap: Annotated[
-        int | None, typer.Option(help="Tokens that neighbouring chunks share. Default: 0.", show_default=False)
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="FIELD=NAME: the column that holds id, text, title or category; repeatable.", show_default=False),
-    ] = None,
-    category: Annotated[str | None, typer.Option(help="Category of documents that have none.", show_default=False)] = None,
-    categories: Annotated[
-        Path | None, typer.Option(help="A .jsonl file with name and description of categories.", show_default=False)
-    ] = None,
-    encoding: Annotated[str, typer.Option(help="Encoding of the files, for example gbk.")] = "utf-8",
-    clean: Annotated[
-        list[str] | None,
-        typer.Option(help="whitespace, punctuation, urls or emails; repeatable. Nothing by default.", show_default=False),
-    ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without bad rows, and say how many.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Delete documents that are no longer in SOURCE.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Build a knowledge base, or bring one up to date: only what changed is embedded."""
-    from gemma_rag.ingestion import index_source
-
-    show = terminal_for(as_json)
-    report = index_source(
-        source,
-        out,
-        settings=settings_from(
-            as_json,
-            model=model,
-            runtime=runtime,
-            url=url,
-            tokenizer=tokenizer,
-            cache=cache,
-            dimensions=dimensions,
-            untrained_dimensions=untrained_dimensions,
-            device=device,
-            precision=precision.value,
-            prompts=prompts,
-            max_tokens=max_tokens,
-            on_overflow=on_overflow.value,
-        ),
-        chosen_model=model is not None,
-        chunk_tokens=chunk_tokens,
-        chunk_overlap=chunk_overlap,
-        columns=_pairs(column or [], "--column"),
-        category=category,
-        categories=categories,
-        encoding=encoding,
-        clean=clean or [],
-        skip_bad=skip_bad,
-        replace=replace,
-        say=show.note,
-    )
-    if as_json:
-        print_json(report.to_json())
-    else:
-        show.indexed(report)
+app.command()(index)
 
 
 @app.command()
@@ -287,6 +188,9 @@ app.command()(export)
 app.command()(fit)
 app.command()(calibrate)
 app.command(name="eval")(evaluate)
+app.command()(copy)
+app.command()(plan)
+app.command()(compact)
 
 # -- reading options ----------------------------------------------------------------------------------------------------
 
@@ -306,20 +210,10 @@ def _moved(knowledge_base: Path, url: str, as_json: bool) -> Any:
     return load_encoder(settings_from(as_json, **{**read_manifest(knowledge_base).recipe, "url": url}))
 
 
-def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
-    pairs = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not (key and equals and value):
-            raise InputError(f"{option} takes NAME=VALUE, and got {item!r}")
-        pairs[key] = value
-    return pairs
-
-
 def _where(items: Sequence[str]) -> dict[str, Any] | None:
     """Metadata to filter on; ``year=2024`` means the number as well as the text, which a CSV file would have."""
     where: dict[str, Any] = {}
-    for key, text in _pairs(items, "--where").items():
+    for key, text in pairs(items, "--where").items():
         try:
             value = json.loads(text)
         except ValueError:

@@ -6,11 +6,14 @@ import json
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gemma_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from gemma_rag.storage import EngineAddress
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Model = Annotated[
@@ -51,6 +54,51 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. Default: the b
 Labelled = Annotated[Path, typer.Argument(help="A .jsonl file: question and relevant, a list of ids, on each line.")]
 Split = Annotated[str | None, typer.Option(help="Use the questions of this split only.", show_default=False)]
 BaseFolder = Annotated[Path, typer.Argument(metavar="KB", help="The folder of the knowledge base.")]
+
+
+class EngineName(str, Enum):
+    """`gemma_rag.storage.manifest.EngineName`, for the command line's help."""
+
+    FAISS = "faiss"
+    MILVUS = "milvus"
+    CHROMA = "chroma"
+
+
+EngineOption = Annotated[
+    EngineName,
+    typer.Option("--engine", help="What keeps the vectors. faiss: the folder itself; milvus, chroma: that database."),
+]
+Uri = Annotated[
+    str | None,
+    typer.Option(
+        "--uri",
+        help="Where the database is: http://host:port, or the file (milvus) or folder (chroma) of an embedded one. A token "
+        "comes from GEMMA_RAG_MILVUS_TOKEN or GEMMA_RAG_CHROMA_TOKEN.",
+        show_default=False,
+    ),
+]
+Collection = Annotated[
+    str | None,
+    typer.Option("--collection", help="What it is called in the database. Default: a name of its own.", show_default=False),
+]
+
+
+def address_from(engine: EngineName, uri: str | None, collection: str | None) -> EngineAddress:
+    """Where the vectors go, from the options that were given.
+
+    Raises:
+        InputError: They do not go together, or the uri has a password in it.
+    """
+    from pydantic import ValidationError
+
+    from gemma_rag.storage import EngineAddress
+
+    if uri is not None and "://" not in uri:
+        uri = str(Path(uri).absolute())  # the folder remembers it, and will be opened from elsewhere too
+    try:
+        return EngineAddress(name=engine.value, uri=uri, collection=collection)
+    except ValidationError as error:
+        raise InputError("; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())) from None
 
 
 def settings_from(as_json: bool, **given: Any) -> Any:

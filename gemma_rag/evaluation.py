@@ -213,19 +213,17 @@ class _Watch:
     def __init__(self, base: KnowledgeBase, questions: Sequence[Labelled], trace: _Trace) -> None:
         self._questions = questions
         self._trace = trace
-        view = base.view()
-        documents = view.documents(view.index.documents.tolist())
-        self._ids = [documents[number].id for number in view.index.documents.tolist()]
-        self._places = {name: place for place, name in enumerate(self._ids)}
+        self._documents = len(base)
 
     def __call__(self, at: int, search: Search, found: Found) -> None:
         scored = found.scored
         first = best(found.order, scored.scores, DEPTH)
-        self._trace.ranked[at] = [self._ids[place] for place in scored.places[first].tolist()]
-        self._trace.scored[at] = len(scored.places) / len(self._ids)
+        ids = search.view.ids
+        self._trace.ranked[at] = ids[scored.places[first]].tolist()
+        self._trace.scored[at] = scored.compared / self._documents
         relevant = set(self._questions[at].relevant)
         if relevant:
-            self._trace.reached[at] = bool(np.isin([self._places[name] for name in relevant], scored.places).any())
+            self._trace.reached[at] = not relevant.isdisjoint(ids[scored.places].tolist())
         scores = found.gated.scores
         if len(scores) and np.isfinite(scores).all():
             self._trace.best_category[at] = search.view.categories[int(scores.argmax())]

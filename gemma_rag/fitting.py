@@ -17,7 +17,7 @@ from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.labelled import Labelled, as_labelled, check_ids, texts
 from gemma_rag.learned import Learned, Ranking, Router
 from gemma_rag.retriever import TwoStageRetriever
-from gemma_rag.search import LEXICAL_WEIGHT, Search, Settings
+from gemma_rag.search import LEXICAL_WEIGHT, Search, Settings, searching
 from gemma_rag.thresholds import FixedThreshold
 from gemma_rag.vectors import Floats
 
@@ -102,9 +102,15 @@ def fit_router(
         keep: Commit it to the knowledge base's folder.
 
     Raises:
-        InputError: Fewer than 20 questions with an answer, or a label names a document that is not there.
+        InputError: Fewer than 20 questions with an answer, or a label names a document that is not there, or a database keeps
+            the vectors.
         MissingExtra: scikit-learn is not installed.
     """
+    if base.manifest.engine.name != "faiss":
+        raise InputError(
+            f"{base.manifest.engine.name} keeps these vectors, and fitting reads all of them: copy the knowledge base into a "
+            "folder with `gemma-rag copy`, fit there, and copy it back with what it has learned"
+        )
     labelled = as_labelled(labelled)
     check_ids(labelled, {document.id for document in base})
     usable = [item for item in labelled if item.answerable]
@@ -149,7 +155,7 @@ def fit_router(
 
 def _cases(base: KnowledgeBase, usable: Sequence[Labelled], settings: Settings) -> list[_Case]:
     """Search for each question with thresholds off, and keep its candidates."""
-    search = Search(base, settings._replace(lexical_weight=LEXICAL_WEIGHT), None, None)
+    search = searching(base, settings._replace(lexical_weight=LEXICAL_WEIGHT), None, None)
     search.learned = Learned()
     queries, _ = search.encoded(texts(usable), classify=False)
     view = search.view
@@ -179,8 +185,9 @@ def _cases(base: KnowledgeBase, usable: Sequence[Labelled], settings: Settings) 
 def _routed(base: KnowledgeBase, cases: Sequence[_Case], folds: int, seed: int, notes: list[str]) -> list[Doubles | None]:
     """For each question the log-probability of its candidates' categories, by a router that has not seen the question."""
     search = cases[0].search
-    count = len(np.unique([*np.unique(search.view.snapshot.codes), *(case.target for case in cases)]))
-    if len(np.unique(search.view.snapshot.codes)) < 2 or count > _MOST_CATEGORIES:
+    used = np.unique(search.view.rows[1])
+    count = len(np.unique([*used, *(case.target for case in cases)]))
+    if len(used) < 2 or count > _MOST_CATEGORIES:
         notes.append(f"no router was fitted: there are {count} categories, and it takes from 2 to {_MOST_CATEGORIES:,}")
         return [None] * len(cases)
     order = np.random.default_rng(seed).permutation(len(cases))
@@ -197,17 +204,18 @@ def _routed(base: KnowledgeBase, cases: Sequence[_Case], folds: int, seed: int, 
 def _fit(base: KnowledgeBase, cases: Sequence[_Case], seed: int) -> Router:
     linear = optional_module("sklearn.linear_model", "fitting a router")
     view = base.view()
-    rows = np.arange(len(view.snapshot.codes))
+    rows, codes = view.rows
     if len(rows) > _MOST_ROWS:  # as many of each category, so that small ones are not lost
         rng = np.random.default_rng(seed)
-        shuffled = rng.permutation(rows)
+        shuffled = rng.permutation(len(rows))
         rank = np.zeros(len(rows), dtype=np.int64)
         for code in range(len(view.categories)):
-            own = shuffled[view.snapshot.codes[shuffled] == code]
+            own = shuffled[codes[shuffled] == code]
             rank[own] = np.arange(len(own))
-        rows = np.sort(np.argsort(rank, kind="stable")[:_MOST_ROWS])
-    vectors = np.concatenate([np.asarray(view.snapshot.vectors[rows]), np.stack([case.query for case in cases])])
-    codes = np.concatenate([view.snapshot.codes[rows], [case.target for case in cases]])
+        chosen = np.sort(np.argsort(rank, kind="stable")[:_MOST_ROWS])
+        rows, codes = rows[chosen], codes[chosen]
+    vectors = np.concatenate([view.index.vectors(rows), np.stack([case.query for case in cases])])
+    codes = np.concatenate([codes, [case.target for case in cases]])
     model = linear.LogisticRegression(C=_PENALTY, max_iter=500).fit(vectors, codes)
     weights = np.zeros((len(view.categories), vectors.shape[1]), dtype=np.float32)
     bias = np.full(len(view.categories), -30.0, dtype=np.float32)  # a category that only guests live in has no row of its own

@@ -15,7 +15,7 @@ from gemma_rag.learned import KindCalibration
 from gemma_rag.passages import sentences
 from gemma_rag.rerank import mmr, rerank
 from gemma_rag.results import CategoryScore, Hit, NearMiss, Outcome, Retrieval
-from gemma_rag.search import Found, Search
+from gemma_rag.search import DIVERSE, Found, Search
 from gemma_rag.thresholds import FixedThreshold, as_threshold, describe
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ LEXICAL_CATEGORY_THRESHOLD = 0.1
 LEXICAL_DOCUMENT_THRESHOLD = 0.15
 """Refuses 5 % (drcd) and 2 % (squad2) of the dev splits' answerable questions; see docs/decisions/0004."""
 
+_SHOWN = 50
+"""Categories that a result lists, at least, where there are so many; all that were opened are listed."""
+
 _WEIGHED = 10
 """Documents whose evidence is weighed, at least: those that come first."""
-
-_DIVERSE = 4
-"""Times ``k``: the documents from which diverse ones are chosen."""
 
 Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -174,8 +174,8 @@ class Judge:
                 "document": describe(self.document_threshold) if calibrated is None else calibrated.document.threshold,
                 "acts_on": "evidence" if calibrated else "lexical" if search.kind == "lexical" else "cosine",
             },
-            documents_scored=0 if found is None or found.gated.refused else len(found.scored.places),
-            documents_total=len(self.view.index.documents),
+            documents_scored=0 if found is None or found.gated.refused else found.scored.compared,
+            documents_total=self.view.documents_total,
             timings_ms={**search.timings, "total": (time.perf_counter() - started) * 1e3},
             notes=tuple(search.notes),
         )
@@ -237,7 +237,7 @@ class Judge:
         return max(
             settings.k,
             settings.rerank_top if settings.reranker is not None else 0,
-            _DIVERSE * settings.k if settings.diversity else 0,
+            DIVERSE * settings.k if settings.diversity else 0,
         )
 
     def _chosen(self, question: str, found: Found, kept: Ints) -> tuple[Ints, dict[int, float]]:
@@ -257,8 +257,8 @@ class Judge:
             behind = given.min() - 1.0 - np.arange(len(kept) - len(seen))
             relevance = np.concatenate([given[order], behind])
         if settings.diversity and len(kept):
-            rows = self.view.snapshot.vectors[self._rows(question, found, kept.tolist())]
-            kept = kept[mmr(relevance, np.asarray(rows), settings.k, settings.diversity)]
+            rows = self.view.index.vectors(np.array(self._rows(question, found, kept.tolist()), dtype=np.int64))
+            kept = kept[mmr(relevance, rows, settings.k, settings.diversity)]
         return kept[: settings.k], scores
 
     # -- making the result ------------------------------------------------------------------------------------------
@@ -315,6 +315,9 @@ class Judge:
         homes = [{hit.document.category, *hit.document.also_in} for hit in hits]
         by_words = {name for home in homes if not home & opened for name in home}
         order = np.argsort(-gate.scores, kind="stable")
+        order = order[self.search.eligible[order]]
+        named = np.array([self.view.categories[code] in by_words for code in order.tolist()], dtype=bool) if by_words else False
+        order = order[(np.arange(len(order)) < _SHOWN) | gate.opened[order] | named]
         return tuple(
             CategoryScore(
                 name=(name := self.view.categories[i]),
@@ -324,7 +327,6 @@ class Judge:
                 why=self._why(found, i, name in by_words),
             )
             for i in order.tolist()
-            if self.search.eligible[i]
         )
 
     def _why(self, found: Found, code: int, by_words: bool) -> str:

@@ -13,19 +13,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma_rag.chunking import Chunker
-from gemma_rag.documents import Category, Chunk, Document
-from gemma_rag.encoders import Encoder, EncoderSettings, Input, Space, is_encoder, load_encoder
-from gemma_rag.errors import InputError, SpaceMismatch
+from gemma_rag.documents import Category, Document
+from gemma_rag.embedding import Change, changes_to, embed
+from gemma_rag.encoders import Encoder, EncoderSettings, Space, is_encoder, load_encoder
+from gemma_rag.errors import InputError, KnowledgeBaseError, SpaceMismatch
+from gemma_rag.index.compressed import Precision
+from gemma_rag.index.embedded import Plan
 from gemma_rag.learned import FILES, Learned
 from gemma_rag.loading import validate_documents
-from gemma_rag.prompts import Task
-from gemma_rag.storage import Entry, Manifest, Store, StoredCategory
-from gemma_rag.view import View, Words
+from gemma_rag.storage import EngineAddress, Entry, KnowledgeStore, Manifest, Store, StoredCategory
+from gemma_rag.storage.manifest import read_manifest
+from gemma_rag.view import View
 
 if TYPE_CHECKING:
     from gemma_rag.calibrating import CalibrationReport
     from gemma_rag.fitting import FitReport
+    from gemma_rag.index.planning import PlanReport
     from gemma_rag.labelled import Labelled
+
+
+PLAN = "plan.json"
+"""Attachment: how to search."""
+
+_TRIES = 5
+
+_VERIFIED = 100_000
+"""Chunks up to which a folder is checked whole when it is opened."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,13 @@ class KnowledgeBase:
         (1, 'it')
     """
 
-    def __init__(self, store: Store, encoder: Encoder | None) -> None:
+    def __init__(self, store: KnowledgeStore, encoder: Encoder | None) -> None:
         self._store = store
         self._encoder = encoder
         self._view: View | None = None
+        self._last_view: View | None = None  # of the generation before: what has not changed is taken over from it
         self._learned: Learned | None = None
-        self._words = Words()
+        self._plan: Plan | None = None
         self._guard = threading.RLock()  # for looking at the state and for exchanging it, never held while texts are embedded
         self._changing = threading.RLock()  # for changes, one after another
 
@@ -93,9 +107,7 @@ class KnowledgeBase:
             InputError: `embeddings` is no `Encoder`.
         """
         encoder = _checked(embeddings)
-        settings = encoder if isinstance(encoder, EncoderSettings) else getattr(encoder, "settings", None)
-        recipe = settings.recipe() if isinstance(settings, EncoderSettings) else {}
-        store = Store.create(encoder.space, recipe, dataclasses.asdict(chunker or Chunker()))
+        store = Store.create(encoder.space, _recipe(encoder), dataclasses.asdict(chunker or Chunker()))
         base = cls(store, encoder)
         try:
             base.add(documents, categories=categories)
@@ -105,21 +117,70 @@ class KnowledgeBase:
         return base
 
     @classmethod
-    def open(cls, path: str | Path, embeddings: Encoder | None = None, *, verify: bool = True) -> KnowledgeBase:
-        """Open a folder that `save` wrote, as it was last committed.
+    def create(
+        cls,
+        path: str | Path,
+        embeddings: Encoder,
+        *,
+        categories: Iterable[Category] = (),
+        chunker: Chunker | None = None,
+        engine: EngineAddress | None = None,
+    ) -> KnowledgeBase:
+        """Make an empty knowledge base in a new folder, to be filled a part at a time.
+
+        Args:
+            path: The folder; it must not exist, or be empty.
+            embeddings: A `GemmaEmbeddings`, or any other `Encoder`.
+            categories: Descriptions of categories, as for `from_documents`.
+            chunker: How long documents are cut; chunks of 512 tokens at most by default.
+            engine: What keeps the vectors; the folder itself by default. With a database, the folder keeps a manifest and what
+                was learned, and the database everything else.
+
+        Raises:
+            InputError: The folder exists, or the database has a knowledge base of that name.
+            KnowledgeBaseError: The folder cannot be written, or the database cannot be reached.
+        """
+        encoder = _checked(embeddings)
+        settings = (encoder.space, _recipe(encoder), dataclasses.asdict(chunker or Chunker()))
+        store: KnowledgeStore
+        if engine is None or engine.name == "faiss":
+            store = Store.create_in(Path(path), *settings)
+        else:
+            from gemma_rag.storage.remote import RemoteStore
+
+            store = RemoteStore.create(Path(path), engine, *settings)
+        base = cls(store, encoder)
+        try:
+            base.add([], categories=categories)
+        except BaseException:
+            base.close()
+            raise
+        return base
+
+    @classmethod
+    def open(cls, path: str | Path, embeddings: Encoder | None = None, *, verify: bool | None = None) -> KnowledgeBase:
+        """Open a knowledge base as it was last committed.
 
         Args:
             path: The folder.
             embeddings: The embeddings that it was built with. None: they are loaded as the folder says, when a question
                 first needs them.
-            verify: Read every file once and compare checksums; False opens large knowledge bases faster.
+            verify: Read every file once and compare checksums. None: where the folder has up to 100,000 chunks, so that a large
+                one opens in a second; sizes and headers are compared always.
 
         Raises:
-            KnowledgeBaseError: There is none, or it is damaged; the file is named.
+            KnowledgeBaseError: There is none, or it is damaged; the file is named. Or its database cannot be reached.
             SpaceMismatch: Other embeddings built it; each field that differs is listed.
         """
         encoder = _checked(embeddings) if embeddings is not None else None
-        store = Store.open(Path(path), verify=verify)
+        manifest = read_manifest(Path(path))
+        store: KnowledgeStore
+        if manifest.engine.name == "faiss":
+            store = Store.open(Path(path), verify=manifest.chunks <= _VERIFIED if verify is None else verify)
+        else:
+            from gemma_rag.storage.remote import RemoteStore
+
+            store = RemoteStore.open(Path(path))
         try:
             if encoder is not None:
                 _compare(store.manifest.space, encoder.space)
@@ -136,13 +197,16 @@ class KnowledgeBase:
         The folder appears when it is complete: a kill on the way leaves no folder.
 
         Raises:
-            InputError: The folder exists already.
+            InputError: The folder exists already, or a database keeps this knowledge base: see `gemma_rag.copying`.
             KnowledgeBaseError: It cannot be written.
         """
         with self._changing, self._guard:
+            if not isinstance(self._store, Store):
+                raise InputError(f"{self.manifest.engine.name} keeps this knowledge base: move it with `gemma-rag copy`")
             store = self._store.save(Path(path))
             self._store.close()
-            self._store, self._view, self._learned = store, None, None
+            self._store = store
+            self._forget()
 
     def close(self) -> None:
         """Let go of the files."""
@@ -167,6 +231,11 @@ class KnowledgeBase:
         return self._store.path
 
     @property
+    def store(self) -> KnowledgeStore:
+        """What keeps it, for what moves or repairs it; applications leave it alone."""
+        return self._store
+
+    @property
     def space(self) -> Space:
         """The space of its vectors."""
         return self._store.manifest.space
@@ -175,10 +244,9 @@ class KnowledgeBase:
     def categories(self) -> tuple[CategoryInfo, ...]:
         """The categories that have documents, sorted by name."""
         view = self.view()
-        counts = sum(np.bincount(codes, minlength=len(view.categories)) for codes in (view.index.codes, view.guests[:, 1]))
         return tuple(
             CategoryInfo(item.category.name, item.category.description, count)
-            for item, count in zip(view.snapshot.categories, np.asarray(counts).tolist(), strict=True)
+            for item, count in zip(view.stored_categories, view.counts().tolist(), strict=True)
         )
 
     def __len__(self) -> int:
@@ -199,7 +267,7 @@ class KnowledgeBase:
         found = self._store.get(document_id)
         if found is None:
             raise InputError(f"the knowledge base has no document {document_id!r}")
-        return found[0]
+        return found.document
 
     def __repr__(self) -> str:
         where = f"at {self.path}" if self.path else "in memory"
@@ -227,13 +295,65 @@ class KnowledgeBase:
         checked = validate_documents(documents).documents
         with self._changing:
             self.refresh()
-            stored = self._store.hashes([document.id for document in checked])
-            changed = [document for document in checked if stored.get(document.id) != document.content_hash]
-            described = self._new_categories(changed, {category.name: category for category in categories})
-            if changed or described:
-                self._commit(*self._embedded(changed, described))
-        updated = sum(document.id in stored for document in changed)
-        return Changes(added=len(changed) - updated, updated=updated, unchanged=len(checked) - len(changed))
+            change = changes_to(self._store, checked, {category.name: category for category in categories})
+            if change.documents or change.categories:
+                embedded: tuple[list[Entry], list[StoredCategory]] = ([], [])
+                if change.to_embed or change.categories:
+                    embedded = embed(change.to_embed, change.categories, self.encoder, self.chunker)
+                self._commit(change.entries(embedded[0]), [], embedded[1])
+        return Changes(added=len(change.documents) - change.updated, updated=change.updated, unchanged=change.unchanged)
+
+    def changes(self, documents: Sequence[Document]) -> Change:
+        """What adding documents would come to; nothing is embedded or written. Their ids must differ."""
+        return changes_to(self._store, documents, {})
+
+    def commit(self, entries: Sequence[Entry] = (), categories: Sequence[StoredCategory] = ()) -> None:
+        """Add documents with vectors that were computed elsewhere, by embeddings of the same space; `gemma_rag.embedding`.
+
+        Args:
+            entries: Documents, their chunks and vectors; each replaces the one with its id.
+            categories: Categories with their vectors: every one that is new here.
+
+        Raises:
+            InputError: A vector is not of norm 1 or has another number of components, or a category has none.
+            KnowledgeBaseError: Another process is writing, or the disk failed; nothing is added.
+        """
+        for document, _, vectors in entries:
+            norms = np.linalg.norm(np.asarray(vectors, dtype=np.float32), axis=-1)
+            if np.ndim(vectors) != 2 or np.shape(vectors)[1] != self.space.dimensions or not np.allclose(norms, 1.0, atol=1e-3):
+                raise InputError(
+                    f"the vectors of document {document.id!r} are not of shape (chunks, {self.space.dimensions}) and norm 1"
+                )
+        with self._changing:
+            self.refresh()
+            self._commit(entries, [], categories)
+
+    def compact(self, *, tails: Precision | None = None, graphs_above: int | None = None) -> None:
+        """Forget deleted documents and put together what many commits have scattered; costs what the knowledge base holds.
+
+        Args:
+            tails: Store the components after the first 128 as ``float16`` or ``int8`` from now on, in a half or a quarter of
+                the bytes, with cosines off by up to about 2e-5 or 1e-3. There is no way back. None: as they are.
+            graphs_above: Build a graph over each category of more rows than this, for searches with a plan; needs the extra
+                ``faiss``. 0: none from now on. None: as before. More of both under `gemma_rag.storage.Store.compact`.
+
+        Raises:
+            InputError: An option is out of its range, or a database keeps the vectors, as it sees fit.
+            MissingExtra: FAISS is not installed, and there is a graph to be built.
+            KnowledgeBaseError: Another process is writing, or the disk failed.
+        """
+        if not isinstance(self._store, Store) and (tails is not None or graphs_above is not None):
+            raise InputError(f"{self.manifest.engine.name} keeps the vectors in its own way: leave tails and graphs_above out")
+        with self._changing:
+            self.refresh()
+            with self._guard:
+                try:
+                    if isinstance(self._store, Store):
+                        self._store.compact(tails, graphs_above)
+                    else:
+                        self._store.compact()
+                finally:
+                    self._forget()
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete documents by their ids; all of it is committed together.
@@ -264,7 +384,7 @@ class KnowledgeBase:
         with self._guard:
             moved = self._store.refresh()
             if moved:
-                self._view, self._learned = None, None
+                self._forget()
             return moved
 
     # -- for the retriever ------------------------------------------------------------------------------------------
@@ -291,9 +411,49 @@ class KnowledgeBase:
     def view(self) -> View:
         """The current generation, ready to be searched."""
         with self._guard:
+            for left in reversed(range(_TRIES)):
+                if self._view is not None:
+                    break
+                try:
+                    self._view = self._last_view = self._viewed()
+                except KnowledgeBaseError:  # a writer may replace files between our reading of the manifest and of them
+                    if not left or not self._store.refresh():
+                        raise
+                    self._forget()
             if self._view is None:
-                self._view = View(self._store.snapshot(), self._store, self._words)
+                raise KnowledgeBaseError(f"{self.path} is rewritten faster than it can be read: try again")
             return self._view
+
+    @property
+    def chunker(self) -> Chunker:
+        """How its documents are cut."""
+        return Chunker(**self._store.manifest.chunking)
+
+    @property
+    def search_plan(self) -> Plan | None:
+        """How the documents of the opened categories are searched; None: exactly."""
+        with self._guard:
+            if self._plan is None and (data := self._store.attachment(PLAN)) is not None:
+                self._plan = Plan.from_json(data)
+            return self._plan
+
+    def use_plan(self, plan: Plan | None) -> None:
+        """Search by this plan from now on; None: exactly.
+
+        Raises:
+            KnowledgeBaseError: Another process is writing, or the disk failed.
+        """
+        with self._changing, self._guard:
+            try:
+                self._store.attach({PLAN: None if plan is None else plan.to_json()})
+            finally:
+                self._forget()
+
+    def plan(self, **options: Any) -> PlanReport:
+        """Measure how few components find the same documents, and search so: `gemma_rag.planning.plan`, with its options."""
+        from gemma_rag.planning import plan
+
+        return plan(self, **options)
 
     # -- what it has learned ----------------------------------------------------------------------------------------
 
@@ -330,7 +490,7 @@ class KnowledgeBase:
                 try:
                     self._store.attach(learned.to_files())
                 finally:
-                    self._view, self._learned = None, None
+                    self._forget()
             self._learned = learned
 
     def fit_router(self, labelled: Iterable[Labelled | Mapping[str, Any]], **options: Any) -> FitReport:
@@ -354,70 +514,25 @@ class KnowledgeBase:
             finally:
                 self._view = None  # also after a failure, which may have come after the commit point
 
-    def _new_categories(self, documents: Sequence[Document], described: Mapping[str, Category]) -> list[Category]:
-        """Categories that need a vector: those that are new here, and those described anew."""
-        known = {item.category.name: item.category for item in self._store.stored_categories()}
-        names = [*described, *(name for document in documents for name in (document.category, *document.also_in))]
-        wanted = {name: described.get(name) or known.get(name) or Category(name=name) for name in names}
-        return [category for name, category in wanted.items() if known.get(name) != category]
+    def _forget(self) -> None:
+        """What was read of an earlier generation is read again when it is needed."""
+        self._view = self._learned = self._plan = None
 
-    def _embedded(
-        self, documents: Sequence[Document], categories: Sequence[Category]
-    ) -> tuple[list[Entry], list[str], list[StoredCategory]]:
-        """What `_commit` takes: chunks and vectors for documents and categories, in one pass of the encoder."""
-        entries: dict[str, Entry] = {}
-        for document in documents:
-            old = self._store.get(document.id)
-            if old is not None and (old[0].title, old[0].text) == (document.title, document.text):
-                entries[document.id] = Entry(document, old[1], self._store.vectors_of(old[2]))
-        todo = [document for document in documents if document.id not in entries]
-        chunks = self._chunked(todo)
-        inputs = [
-            Input(document.text[chunk.start : chunk.end], Task.DOCUMENT, chunk.title(document.title))
-            for document, cut in zip(todo, chunks, strict=True)
-            for chunk in cut
-        ]
-        for category in categories:
-            inputs += [Input(text, Task.CLASSIFICATION) for text in (category.text, *category.examples)]
-        expected = (len(inputs), self.space.dimensions)
-        vectors = self.encoder.encode(inputs) if inputs else np.zeros(expected, dtype=np.float32)
-        if vectors.shape != expected:
-            raise InputError(f"the encoder gave an array of shape {vectors.shape}, and its space says {expected}")
-        first = 0
-        for document, cut in zip(todo, chunks, strict=True):
-            entries[document.id] = Entry(document, cut, vectors[first : first + len(cut)])
-            first += len(cut)
-        stored = []
-        for category in categories:
-            last = first + 1 + len(category.examples)
-            stored.append(StoredCategory(category, vectors[first:last]))
-            first = last
-        return [entries[document.id] for document in documents], [], stored
+    def _viewed(self) -> View:
+        if isinstance(self._store, Store):
+            return View(self._store.snapshot(), self._store, self._last_view)
+        from gemma_rag.remote_view import RemoteView
+        from gemma_rag.storage.remote import RemoteStore
 
-    def _chunked(self, documents: Sequence[Document]) -> list[list[Chunk]]:
-        if not documents:
-            return []
-        encoder = self.encoder
-        settings = Chunker(**self._store.manifest.chunking)
-        limit = min(settings.max_tokens, encoder.space.max_tokens)
-        chunker = Chunker(limit, min(settings.overlap, limit // 2 - 1))
-
-        def tokens(text: str) -> int:
-            return encoder.count_tokens([text])[0]
-
-        def overhead(title: str) -> int:
-            return tokens(encoder.profile.prompt(Task.DOCUMENT, title))
-
-        whole = encoder.count_tokens([encoder.profile.render(d.text, Task.DOCUMENT, d.title) for d in documents])
-        return [
-            [_whole(document)] if length <= chunker.max_tokens else chunker.split(document, tokens, overhead)
-            for document, length in zip(documents, whole, strict=True)
-        ]
+        if not isinstance(self._store, RemoteStore):
+            raise InputError(f"a knowledge base cannot search a {type(self._store).__name__}")
+        return RemoteView(self._store)
 
 
-def _whole(document: Document) -> Chunk:
-    text = document.text
-    return Chunk(start=len(text) - len(text.lstrip()), end=len(text.rstrip()))
+def _recipe(encoder: Encoder) -> dict[str, Any]:
+    """What loads the encoder again, without secrets; empty for one that the caller wrote."""
+    settings = encoder if isinstance(encoder, EncoderSettings) else getattr(encoder, "settings", None)
+    return settings.recipe() if isinstance(settings, EncoderSettings) else {}
 
 
 def _checked(embeddings: object) -> Encoder:

@@ -9,57 +9,46 @@ All of them become rows, and one function makes a row a `Document`, so a bad row
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
-from gemma_rag.chunking import find_headings
 from gemma_rag.cleaning import Cleaning
 from gemma_rag.documents import Document
 from gemma_rag.errors import BadRow, BadRows, InputError
+from gemma_rag.reading import (
+    DELIMITERS,
+    JSON_SUFFIXES,
+    TEXT_SUFFIXES,
+    Fields,
+    Meter,
+    Row,
+    folder_rows,
+    hash_of,
+    is_absent,
+    table_rows,
+)
+from gemma_rag.reading import json_rows as _json_rows
 
-_Fields: TypeAlias = Mapping[str, Any]
-_Row: TypeAlias = tuple[str, int, _Fields | str]  # source, line, and the row or what is wrong with it
 _Candidate: TypeAlias = tuple[str, int, Document | str]  # source, line, and the document or what is wrong with it
+_Numbers: TypeAlias = npt.NDArray[np.uint64]
 
 _FIELDS = ("id", "text", "title", "category", "also_in")
 _SAME_NAMES: Mapping[str, str] = MappingProxyType({field: field for field in _FIELDS})
 _NO_CLEANING = Cleaning()
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_JSON_SUFFIXES = (".jsonl", ".ndjson")
-_MARKDOWN_SUFFIXES = (".md", ".markdown")
-_HTML_SUFFIXES = (".html", ".htm")
-_TEXT_SUFFIXES = (*_MARKDOWN_SUFFIXES, *_HTML_SUFFIXES, ".txt")
-_LARGEST_FIELD = 2**31 - 1  # the most that the csv module takes on every platform
 
-# A rule at the top of a text is front matter only where a key follows at once, or the closing line.
-_FRONT_MATTER = re.compile(r"---[ \t]*\n(?P<block>(?:(?:#.*\n)*[\w-]+:(?:[ \t].*)?\n(?:.*\n)*?)?)(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
-_QUOTED = r"\"(?P<double>[^\"\\\n]*)\"|'(?P<single>(?:[^'\n]|'')*)'"
-_SCALAR = re.compile(
-    rf"^(?P<key>title|category):[ \t]+(?:{_QUOTED}|(?P<plain>[^\s\"'\[\]{{}}|>&*!%@`#].*?))[ \t]*(?:[ \t]#.*)?$", re.MULTILINE
-)
-
-_UNDECODABLE = "\udcff"
-"""Stands in decoded text for bytes that the encoding does not know, so that they can be reported by their line."""
-
-
-def _mark_undecodable(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return _UNDECODABLE, error.end
-
-
-codecs.register_error("gemma_rag.mark_undecodable", _mark_undecodable)
+_READ_AHEAD = 1024
+"""Rows whose ids are compared with those before at once."""
+_READ_AHEAD_CHARACTERS = 4_000_000
+"""Of their texts; whichever comes first."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +96,138 @@ def load_documents(
         BadRows: Some rows cannot be used; all of them are listed.
         InputError: The source or an argument cannot be used, or there is no document at all.
     """
-    path = Path(source)
+    rows = _Source(source, columns, category, encoding, cleaning).candidates(Meter())
+    return _collect(((row.source, row.line, document) for row, document in rows), skip_bad)
+
+
+class StreamedRow(NamedTuple):
+    """A row of a stream.
+
+    Attributes:
+        source: The file that it stands in.
+        line: Its line there, from 1; 0 where the file is the row.
+        document: The document that it is; None where it cannot be used.
+        problem: Why it cannot be used; empty for a document.
+        raw: What stood there, as plain JSON, where it cannot be used.
+    """
+
+    source: str
+    line: int
+    document: Document | None
+    problem: str = ""
+    raw: Any = None
+
+    @property
+    def bad(self) -> BadRow:
+        """The row, as one that cannot be used."""
+        return BadRow(self.source, self.line, self.problem)
+
+
+class DocumentStream:
+    """A source of documents that is read a little at a time, each time that somebody iterates over it.
+
+    The arguments are those of `load_documents`, and the rows are the same. Of the documents that went by, 16 bytes each stay
+    in memory: 64 bits of a hash of the id, and its place. Two ids of the same hash would be taken for one: among ten million
+    that happens with a probability of 3 in a million.
+
+    Attributes:
+        meter: How far reading has come, in bytes.
+
+    Raises:
+        InputError: The source or an argument cannot be used; while iterating, also that there is no document at all.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        columns: Mapping[str, str] | None = None,
+        category: str | None = None,
+        encoding: str = "utf-8",
+        cleaning: Cleaning = _NO_CLEANING,
+    ) -> None:
+        self._source = _Source(source, columns, category, encoding, cleaning)
+        self._seen = _Seen()
+        self.meter = Meter()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The source, to be read from its beginning, by a process that may have another working directory."""
+        options = {name: getattr(self._source, name) for name in ("columns", "category", "encoding", "cleaning")}
+        return partial(type(self), **options), (str(Path(self._source.source).absolute()),)
+
+    def __iter__(self) -> Iterator[StreamedRow]:
+        self._seen, self.meter.done = _Seen(), 0
+        files: list[str] = []
+        ahead: list[tuple[Row, Document | str]] = []
+        characters = 0
+        for row, document in self._source.candidates(self.meter):
+            ahead.append((row, document))
+            characters += len(document if isinstance(document, str) else document.text)
+            if len(ahead) >= _READ_AHEAD or characters >= _READ_AHEAD_CHARACTERS:
+                yield from self._checked(ahead, files)
+                ahead, characters = [], 0
+        yield from self._checked(ahead, files)
+
+    def holds(self, ids: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """Which of these ids belong to a document that went by."""
+        return self._seen.places(np.array([hash_of(name) for name in ids], dtype=np.uint64)) >= 0
+
+    def _checked(self, ahead: list[tuple[Row, Document | str]], files: list[str]) -> Iterator[StreamedRow]:
+        """Rows as they are given out: one with an id that went by is a bad one."""
+        good = [(row, document) for row, document in ahead if isinstance(document, Document)]
+        hashes = np.array([hash_of(document.id) for _, document in good], dtype=np.uint64)
+        whole_files = bool(ahead) and ahead[0][0].line == 0
+        places = np.array([len(files) + i if whole_files else row.line for i, (row, _) in enumerate(good)], dtype=np.int64)
+        files += [row.source for row, _ in good] if whole_files else []
+        first = iter(self._seen.add(hashes, places).tolist())
+        for row, document in ahead:
+            if isinstance(document, str):
+                yield StreamedRow(row.source, row.line, None, document, row.raw)
+                continue
+            taken = next(first)
+            if taken < 0:
+                yield StreamedRow(row.source, row.line, document)
+                continue
+            where = files[taken] if whole_files else f"{row.source}:{taken}"
+            yield StreamedRow(row.source, row.line, None, f"the id {document.id!r} is taken already by {where}", row.raw)
+
+
+def stream_documents(
+    source: str | Path, *, on_bad: Callable[[BadRow], None] | None = None, **options: Any
+) -> Iterator[Document]:
+    """Read documents one after another, in constant memory: for sources that are too large for `load_documents`.
+
+    Args:
+        source: As for `load_documents`.
+        on_bad: Told of every row that cannot be used, which is left out. None: the first one raises.
+        options: ``columns``, ``category``, ``encoding``, ``cleaning``, as for `load_documents`.
+
+    Yields:
+        The documents, in the order of the source.
+
+    Raises:
+        BadRows: A row cannot be used; what came before it has been given out.
+        InputError: The source or an argument cannot be used, or there is no document at all.
+    """
+    for row in DocumentStream(source, **options):
+        if row.document is not None:
+            yield row.document
+        elif on_bad is None:
+            raise BadRows([row.bad], "Mend it, or give on_bad to go on without such rows")
+        else:
+            on_bad(row.bad)
+
+
+def json_rows(path: Path, encoding: str = "utf-8") -> list[tuple[str, int, Fields | str]]:
+    """Read a JSON Lines file: for each line its source, its number, and the object or what is wrong with it.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     try:
-        _check_arguments(source, path, columns, category)
-        rows = list(_folder_rows(path, encoding) if path.is_dir() else _table_rows(path, columns or {}, category, encoding))
+        return [(row.source, row.line, row.fields) for row in _json_rows(path, encoding)]
     except OSError as error:
-        raise InputError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
-    if not rows:
-        raise InputError(
-            f"there is no document in {path}: expected "
-            + (f"files that end in {', '.join(_TEXT_SUFFIXES)}" if path.is_dir() else "at least one row")
-        )
-    names = {**_SAME_NAMES, **(columns or {})}
-    return _collect(
-        (
-            (where, line, row if isinstance(row, str) else _document(row, names, category, cleaning))
-            for where, line, row in rows
-        ),
-        skip_bad,
-    )
+        raise _unreadable(error, path) from error
 
 
 def validate_documents(documents: Iterable[Document | Mapping[str, Any]], *, skip_bad: bool = False) -> Loaded:
@@ -155,9 +257,9 @@ def validate_documents(documents: Iterable[Document | Mapping[str, Any]], *, ski
 def _check_arguments(source: str | Path, path: Path, columns: Mapping[str, str] | None, category: str | None) -> None:
     if not str(source) or not path.exists():
         raise InputError(f"there is no file or folder {str(source)!r}: check the path")
-    if not path.is_dir() and path.suffix.lower() not in (*_JSON_SUFFIXES, *_DELIMITERS):
+    if not path.is_dir() and path.suffix.lower() not in (*JSON_SUFFIXES, *DELIMITERS):
         raise InputError(
-            f"cannot read {path}: expected a {', '.join((*_JSON_SUFFIXES, *_DELIMITERS))} file, or a folder. "
+            f"cannot read {path}: expected a {', '.join((*JSON_SUFFIXES, *DELIMITERS))} file, or a folder. "
             "For a document of its own give the folder that it is in"
         )
     if columns and path.is_dir():
@@ -168,12 +270,16 @@ def _check_arguments(source: str | Path, path: Path, columns: Mapping[str, str] 
         raise InputError("category is empty: name one, or leave it out")
 
 
+def _unreadable(error: OSError, path: Path) -> InputError:
+    return InputError(f"cannot read {error.filename or path}: {error.strerror or error}")
+
+
 # Rows to documents
 
 
-def _document(row: _Fields, columns: Mapping[str, str], category: str | None, cleaning: Cleaning) -> Document | str:
+def _document(row: Fields, columns: Mapping[str, str], category: str | None, cleaning: Cleaning) -> Document | str:
     """The document of a row, or what is wrong with the row."""
-    fields = {field: row[column] for field, column in columns.items() if not _is_absent(row.get(column))}
+    fields = {field: row[column] for field, column in columns.items() if not is_absent(row.get(column))}
     metadata = {key: value for key, value in row.items() if key not in columns.values()}
     inner = metadata.get("metadata", {})
     if inner is None or isinstance(inner, Mapping):
@@ -200,10 +306,6 @@ def _document(row: _Fields, columns: Mapping[str, str], category: str | None, cl
         return "; ".join(_in_plain_words(problem["loc"], problem) for problem in error.errors())
 
 
-def _is_absent(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
 def _in_plain_words(place: tuple[int | str, ...], problem: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in place)
     if problem["type"] == "string_type":
@@ -228,187 +330,74 @@ def _collect(candidates: Iterable[_Candidate], skip_bad: bool) -> Loaded:
     return Loaded(tuple(documents), tuple(bad))
 
 
-# Files of rows
+@dataclass(frozen=True)
+class _Source:
+    """A source, with how it is read."""
 
+    source: str | Path
+    columns: Mapping[str, str] | None
+    category: str | None
+    encoding: str
+    cleaning: Cleaning
 
-def _table_rows(path: Path, columns: Mapping[str, str], category: str | None, encoding: str) -> list[_Row]:
-    text = _decoded(path, encoding)
-    delimiter = _DELIMITERS.get(path.suffix.lower())
-    if delimiter is None:
-        rows = list(_json_rows(path, text, encoding))
-        needed = dict(columns)
-    else:
-        rows = list(_csv_rows(path, text, encoding, delimiter))
-        needed = {"text": "text", **({} if category else {"category": "category"}), **columns}
-    good = [row for _, _, row in rows if not isinstance(row, str)]
-    there = dict.fromkeys(key for row in good for key in row)
-    if good and (missing := {field: column for field, column in needed.items() if column not in there}):
-        raise InputError(
-            f"{path} has no {' and no '.join(f'{column!r} for the {field}' for field, column in missing.items())}. "
-            f"It has {', '.join(map(repr, there))}: say which is which with columns={{field: name}}"
-            + ("; category= names one for all rows" if "category" in missing else "")
-        )
-    id_column = columns.get("id", "id")
-    if any(not _is_absent(row.get(id_column)) for row in good):
-        return rows
-    return [
-        (source, line, row if isinstance(row, str) else {**row, id_column: f"{path.stem}-{line}"}) for source, line, row in rows
-    ]
-
-
-def json_rows(path: Path, encoding: str = "utf-8") -> list[tuple[str, int, Mapping[str, Any] | str]]:
-    """Read a JSON Lines file: for each line its source, its number, and the object or what is wrong with it.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-    try:
-        return list(_json_rows(path, _decoded(path, encoding), encoding))
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
-
-
-def _decoded(path: Path, encoding: str) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode(encoding, "gemma_rag.mark_undecodable").removeprefix("\ufeff")
-    except LookupError as error:
-        raise InputError(f"there is no encoding {encoding!r}: try utf-8, gb18030, gbk, big5 or utf-16") from error
-
-
-def _not_decodable(encoding: str) -> str:
-    return f"bytes that are not {encoding}: give the encoding of the source, for example encoding='gbk'"
-
-
-def _json_rows(path: Path, text: str, encoding: str) -> Iterator[_Row]:
-    for line, row in enumerate(io.StringIO(text, newline=None), 1):  # not splitlines: a JSON string may hold U+2028
-        if row.strip():
-            yield str(path), line, _json_row(row, encoding)
-
-
-def _json_row(row: str, encoding: str) -> _Fields | str:
-    if _UNDECODABLE in row:
-        return _not_decodable(encoding)
-    try:
-        value = json.loads(row)
-    except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a nesting of thousands of levels
-        return f"not usable JSON: {error}"
-    return value if isinstance(value, dict) else f"expected a JSON object, got {row.strip()[:40]}"
-
-
-def _csv_rows(path: Path, text: str, encoding: str, delimiter: str) -> Iterator[_Row]:
-    # The limit is global; it is raised and stays so, because setting it back could trip a reader in another thread.
-    csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_FIELD))
-    # strict: a quotation mark that nothing closes is an error, where it would else swallow the rest of the file
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    while True:
-        line = reader.line_num + 1
+    def __post_init__(self) -> None:
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield str(path), line, f"not valid CSV: {error}"
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not header:
-            header = _checked_header(path, cells, encoding)
-        elif any(_UNDECODABLE in cell for cell in cells):
-            yield str(path), line, _not_decodable(encoding)
-        elif len(cells) != len(header):
-            yield str(path), line, f"{len(cells)} fields, but the header has {len(header)}"
-        else:
-            yield str(path), line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
+            _check_arguments(self.source, Path(self.source), self.columns, self.category)
+        except OSError as error:  # a name that is too long
+            raise _unreadable(error, Path(self.source)) from error
+
+    def candidates(self, meter: Meter) -> Iterator[tuple[Row, Document | str]]:
+        """Every row, with the document that it is or what is wrong with it."""
+        path, names = Path(self.source), {**_SAME_NAMES, **(self.columns or {})}
+        rows = (
+            folder_rows(path, self.encoding, meter)
+            if path.is_dir()
+            else table_rows(path, self.columns or {}, self.category, self.encoding, meter)
+        )
+        row = None
+        try:
+            for row in rows:
+                fields = row.fields
+                yield row, fields if isinstance(fields, str) else _document(fields, names, self.category, self.cleaning)
+        except OSError as error:
+            raise _unreadable(error, path) from error
+        if row is None:
+            raise InputError(
+                f"there is no document in {path}: expected "
+                + (f"files that end in {', '.join(TEXT_SUFFIXES)}" if path.is_dir() else "at least one row")
+            )
 
 
-def _checked_header(path: Path, cells: Sequence[str], encoding: str) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    if any(_UNDECODABLE in name for name in header):
-        raise InputError(f"the header of {path} has {_not_decodable(encoding)}")
-    if twice := [name for name, times in Counter(header).items() if name and times > 1]:
-        raise InputError(f"the header of {path} has {', '.join(map(repr, twice))} more than once: rename one")
-    return header
+class _Seen:
+    """A set of hashes, with a number for each: sorted arrays, each at most half as long as the one before it."""
 
+    def __init__(self) -> None:
+        self._runs: list[tuple[_Numbers, npt.NDArray[np.int64]]] = []
 
-# Folders
+    def places(self, hashes: _Numbers) -> npt.NDArray[np.int64]:
+        """The number of each hash, or -1."""
+        found = np.full(len(hashes), -1, dtype=np.int64)
+        for keys, numbers in self._runs:
+            at = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
+            found = np.where(keys[at] == hashes, numbers[at], found)
+        return found
 
+    def add(self, hashes: _Numbers, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Take in hashes with their numbers.
 
-def _folder_rows(folder: Path, encoding: str) -> Iterator[_Row]:
-    files = {PurePosixPath(file.relative_to(folder).as_posix()): file for file in _walk(folder, (folder.resolve(),))}
-    ids = Counter(str(relative.with_suffix("")) for relative in files)
-    ids.update(str(relative) for relative in files)  # a short id must not be the path of another file either
-    for relative, file in files.items():
-        short = str(relative.with_suffix(""))
-        yield str(file), *_file_row(file, relative, short if ids[short] == 1 else str(relative), encoding)
-
-
-def _walk(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
-    """The files to read. A link may lead anywhere inside the first parent, but not back into a folder above it."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.exists():
-            continue
-        resolved = path.resolve()
-        if not resolved.is_relative_to(parents[0]):
-            continue
-        if path.is_dir() and resolved not in parents:
-            yield from _walk(path, (*parents, resolved))
-        elif path.is_file() and path.suffix.lower() in _TEXT_SUFFIXES:
-            yield path
-
-
-def _file_row(file: Path, relative: PurePosixPath, document_id: str, encoding: str) -> tuple[int, _Fields | str]:
-    try:
-        text = _decoded(file, encoding).replace("\r\n", "\n").replace("\r", "\n")
-    except OSError as error:
-        return 0, f"cannot be read: {error.strerror or error}"
-    if _UNDECODABLE in text:
-        return text.count("\n", 0, text.index(_UNDECODABLE)) + 1, _not_decodable(encoding)
-    suffix = file.suffix.lower()
-    try:
-        parsed = _markdown(text) if suffix in _MARKDOWN_SUFFIXES else _html(text) if suffix in _HTML_SUFFIXES else _plain(text)
-    except RecursionError:
-        return 0, "nested too deeply to be read"
-    return 0, {
-        "id": document_id,
-        "text": parsed["text"],
-        "title": parsed.get("title") or " ".join(re.split(r"[-_\s]+", relative.stem)).strip(),
-        "category": parsed.get("category") or (None if relative.parent == PurePosixPath(".") else str(relative.parent)),
-        "metadata": {"source": str(relative)},
-    }
-
-
-def _markdown(text: str) -> dict[str, str]:
-    matter = _FRONT_MATTER.match(text)
-    found: dict[str, str] = {}
-    if matter:
-        text = text[matter.end() :]
-        for line in _SCALAR.finditer(matter["block"]):
-            value = line["double"] or (line["single"] or "").replace("''", "'") or line["plain"] or ""
-            found.setdefault(line["key"], value.strip())
-    heading = next((heading.text for heading in find_headings(text) if heading.text), "")
-    return {"title": heading, **{key: value for key, value in found.items() if value}, "text": text.strip("\n")}
-
-
-def _html(text: str) -> dict[str, str]:
-    from bs4 import BeautifulSoup  # here, because only HTML needs the two; markdownify brings Beautiful Soup
-    from markdownify import MarkdownConverter
-
-    soup = BeautifulSoup(text + "\n", "html.parser")  # it warns of text without a line end, taking it for a file's name
-    title = soup.find("title")
-    fallback = title.get_text() if title else ""
-    # <head> itself stays, because its end tag may be missing; an image that is written out in the text says nothing
-    for tag in [*soup(["script", "style", "nav", "title", "template"]), *soup.select('img[src^="data:"]')]:
-        tag.decompose()
-    heading = next((heading for h1 in soup("h1") if (heading := h1.get_text().strip())), fallback)
-    converter = MarkdownConverter(heading_style="ATX", escape_asterisks=False, escape_underscores=False)
-    return {"title": " ".join(heading.split()), "text": converter.convert_soup(soup).strip("\n")}
-
-
-def _plain(text: str) -> dict[str, str]:
-    first, *rest = text.strip().split("\n")
-    is_title = len(first) <= 80 and rest and not rest[0].strip()
-    return {"title": first.strip() if is_title else "", "text": text.strip("\n")}
+        Returns:
+            For each hash the number that it was first taken in with, or -1 where that is now.
+        """
+        found = self.places(hashes)
+        keys, first, back = np.unique(hashes, return_index=True, return_inverse=True)
+        twice = first[back] != np.arange(len(hashes))
+        found = np.where((found < 0) & twice, numbers[first[back]], found)
+        fresh = found[first] < 0
+        run = (keys[fresh], numbers[first[fresh]])
+        while self._runs and len(self._runs[-1][0]) <= 2 * len(run[0]):
+            longer = self._runs.pop()
+            at = np.searchsorted(longer[0], run[0])
+            run = (np.insert(longer[0], at, run[0]), np.insert(longer[1], at, run[1]))
+        if len(run[0]):
+            self._runs.append(run)
+        return found

@@ -15,7 +15,7 @@ from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.labelled import Labelled, texts
 from gemma_rag.learned import Kind
 from gemma_rag.retriever import TwoStageRetriever
-from gemma_rag.search import Found, Search, Settings
+from gemma_rag.search import Found, Search, Settings, searching
 from gemma_rag.thresholds import FixedThreshold
 
 Doubles = npt.NDArray[np.float64]
@@ -120,19 +120,17 @@ def _observe_alike(
     held_out: bool,
     watch: Callable[[int, Search, Found], None] | None,
 ) -> tuple[Kind, Observed]:
-    search = Search(base, settings._replace(category_threshold=-1.0, document_threshold=-1.0), None, None)
+    search = searching(base, settings._replace(category_threshold=-1.0, document_threshold=-1.0), None, None)
     judging = Judge(search)
     names = (*FEATURES[search.kind], *(("router",) if search.learned.router is not None else ()))
     rows: list[dict[str, float]] = []
     groups: list[str | None] = []
     asked = [labelled[i] for i in places]
-    documents = search.view.index.documents.tolist()
-    number = {document.id: n for n, document in search.view.documents(documents).items()}
     for at, item, found in zip(places, asked, search.find(texts(asked), FixedThreshold(-1.0)), strict=True):
         if watch is not None:
             watch(at, search, found)
-        relevant = np.array([number[i] for i in item.relevant], dtype=np.int64)
-        is_relevant = np.isin(search.view.index.documents[found.scored.places], relevant)
+        relevant = set(item.relevant)
+        is_relevant = np.array([name in relevant for name in search.view.ids[found.scored.places].tolist()], dtype=bool)
         order = np.where(is_relevant, -np.inf, found.order) if held_out else found.order
         first = best(order, found.scored.scores, 1)
         if held_out:

@@ -117,7 +117,8 @@ class Retrieval:
         mode: ``two-stage``, ``flat`` or ``lexical``; ``external`` where somebody else's retriever found the documents.
         hits: What was kept, best first.
         near_misses: What was scored and just failed, best first.
-        categories: What stage one thought of each category, best first; empty in flat mode.
+        categories: What stage one thought of each category, best first; empty in flat mode. Of more than 50, those that were
+            opened or have a hit, and the best of the others.
         thresholds: What was in force at each stage, ``category`` and ``document``, as plain JSON, and what the latter
             ``acts_on``: ``cosine``, ``lexical`` or ``evidence``.
         documents_scored: How many documents stage two compared with the question.

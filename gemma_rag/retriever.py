@@ -21,10 +21,13 @@ from gemma_rag.lexical import reads_as_chinese
 from gemma_rag.rerank import Reranker, as_reranker
 from gemma_rag.results import Outcome, Retrieval
 from gemma_rag.routing import Gate
-from gemma_rag.search import Mode, Overrides, Search, Settings, Where
+from gemma_rag.search import Mode, Overrides, Search, Settings, Where, searching
 from gemma_rag.thresholds import Threshold, as_threshold
 
 logger = logging.getLogger(__name__)
+
+_TRIES = 3
+"""How often a search is begun anew because a writer took away what it was reading."""
 
 
 class Retriever(Protocol):
@@ -180,14 +183,17 @@ class TwoStageRetriever:
     def _search(
         self, questions: list[str], settings: Settings, categories: Sequence[str] | None, where: Where | None
     ) -> list[Retrieval]:
-        search = Search(self.knowledge_base, settings, categories, where)
-        try:
-            return _run(search, questions)
-        except KnowledgeBaseError:
-            if self.knowledge_base.view() is search.view:
-                raise
-        # another thread has rewritten or saved the knowledge base meanwhile: its new state answers
-        return _run(Search(self.knowledge_base, settings, categories, where), questions)
+        search = searching(self.knowledge_base, settings, categories, where)
+        for left in reversed(range(_TRIES)):
+            try:
+                return _run(search, questions)
+            except KnowledgeBaseError:
+                # another thread or process has rewritten or saved the knowledge base meanwhile: its new state answers
+                moved = self.knowledge_base.refresh()
+                if not left or not (moved or self.knowledge_base.view() is not search.view):
+                    raise
+                search = searching(self.knowledge_base, settings, categories, where)
+        raise AssertionError("unreachable")
 
     @staticmethod
     def _questions(questions: Sequence[str]) -> list[str]:

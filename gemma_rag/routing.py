@@ -1,57 +1,84 @@
 """Stage one: which categories a question is let into.
 
 A category is scored by the best cosine that one of its documents is expected to have with the question. To know that
-without reading the documents, a category keeps a summary of its vectors: their mean, the few directions in which they
-spread most, and how far. Names alone are a poor router (they lose half of the right answers on our two English sets);
-a little of the name, the description and the example questions helps where a category has few documents.
+without reading the documents, a summary of its vectors is kept: their mean, the few directions in which they spread most,
+and how far. It is made when vectors are stored, one for each segment and category: the best of a union is the best of
+its parts, so a category scores as the best of its groups does, and a change costs what it changes. Names alone are a
+poor router (they lose half of the right answers on our two English sets); a little of the name, the description and the
+example questions helps where a category has few documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from gemma_rag.errors import InputError
+from gemma_rag.summaries import DIRECTIONS, Summaries
 from gemma_rag.vectors import Floats, cosines
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-_DIRECTIONS = 8
-"""Directions of spread kept for a category; docs/decisions/0006 has the measurements."""
+Doubles = npt.NDArray[np.float64]
 
 _BLOCK = 256
 """Questions that are scored together: bounds the memory of many questions over many categories."""
 
 
-class Summaries(NamedTuple):
-    """What stage one knows of the vectors of each category.
+class Overview:
+    """What stage one knows of every node of the tree: of a category, or of a folder of categories.
+
+    The best of a union is the best of its parts: a node scores as the best group below it does.
+
+    Args:
+        groups: Of each segment its summaries, and the category of each of their groups, as a place among the tree's names;
+            -1 leaves a group out.
+        tree: The categories as paths.
 
     Attributes:
-        means: float32 of shape ``(c, d)``: their means, not normalised.
-        sizes: int64 of shape ``(c,)``: how many there are.
-        directions: float32 of shape ``(m, d)``, unit rows: the principal directions of all categories, those of a
-            category together and in the order of the categories; at most eight each.
-        variances: float32 of shape ``(m,)``: the variance along each direction.
-        owners: int64 of shape ``(m,)``, ascending: the category of each direction.
-        residuals: float32 of shape ``(c,)``: the mean variance along any other direction.
+        sizes: int64 of shape ``(nodes,)``: vectors below each node.
     """
 
-    means: Floats
-    sizes: Ints
-    directions: Floats
-    variances: Floats
-    owners: Ints
-    residuals: Floats
+    def __init__(self, groups: Sequence[tuple[Summaries, Ints]], tree: Tree) -> None:
+        self._tree = tree
+        codes = np.concatenate([np.zeros(0, dtype=np.int64), *(codes for _, codes in groups)])
+        places = np.flatnonzero(codes >= 0)
+        self.sizes: Ints = np.zeros(len(tree), dtype=np.int64)
+        if not len(places):
+            return
+        counts = np.concatenate([np.bincount(item.owners, minlength=len(item.sizes)) for item, _ in groups])
+        # groups of many directions first, so that the first direction of each is one run of rows, then the second, ...
+        order = places[np.lexsort((codes[places], -counts[places]))]
+        firsts = np.cumsum([0, *((counts[order] > j).sum() for j in range(DIRECTIONS))])
+        self._runs = [(int(first), int(last)) for first, last in pairwise(firsts) if last > first]
+        sizes = np.concatenate([item.sizes for item, _ in groups])[order]
+        least = np.maximum(sizes, 1)
+        self._reach = np.minimum(np.sqrt(2.0 * np.log(least)), np.sqrt(least - 1.0)).astype(np.float32)
+        self._residuals: Floats = np.concatenate([item.residuals for item, _ in groups])[order]
+        self._matrix = _stacked([item for item, _ in groups], order, firsts)
+        by_leaf = np.argsort(tree.leaves[codes[order]], kind="stable")
+        nodes = tree.leaves[codes[order]][by_leaf]
+        starts = np.flatnonzero(np.diff(nodes, prepend=-1))
+        self._by_leaf = _columns(by_leaf)
+        self._starts = None if len(starts) == len(nodes) else starts
+        self._leaves = _columns(nodes[starts])
+        np.add.at(self.sizes, tree.leaves[codes[order]], sizes)
+        self._folded = []
+        for level in reversed(tree.levels[1:]):
+            parents = tree.parents[level]
+            np.add.at(self.sizes, parents, self.sizes[level])
+            ranked = np.argsort(parents, kind="stable")
+            runs = np.flatnonzero(np.diff(parents[ranked], prepend=-1))
+            self._folded.append((level[ranked], runs, parents[ranked][runs]))
 
     def expected_best(self, queries: Floats) -> Floats:
-        """The best cosine that a vector of each category is expected to have with each query.
+        """The best cosine that a vector below each node is expected to have with each query.
 
-        Cosines of a query with the vectors of a category are taken as normally distributed: their mean is the query's
+        Cosines of a query with the vectors of a group are taken as normally distributed: their mean is the query's
         product with the mean vector, their variance comes from the directions. The largest of n such values lies
         near ``sqrt(2 ln n)`` standard deviations above the mean, and none can lie more than ``sqrt(n - 1)`` above
         (Samuelson, JASA 1968), which makes the value exact for one vector and for two.
@@ -60,70 +87,63 @@ class Summaries(NamedTuple):
             queries: Shape ``(q, d)``, rows of norm 1.
 
         Returns:
-            float32 of shape ``(q, c)``, -1 to 1.
+            float32 of shape ``(q, nodes)``, -1 to 1; -1 where nothing lies below.
         """
-        out = np.empty((len(queries), len(self.means)), dtype=np.float32)
-        sizes = np.maximum(self.sizes, 1)
-        reach = np.minimum(np.sqrt(2.0 * np.log(sizes)), np.sqrt(sizes - 1.0))
-        starts = np.searchsorted(self.owners, np.arange(len(self.means)))
-        some = np.flatnonzero(np.bincount(self.owners, minlength=len(self.means)))
+        out = np.full((len(queries), len(self._tree)), -1.0, dtype=np.float32)
+        if not self.sizes.any():
+            return out
+        groups = len(self._reach)
         for first in range(0, len(queries), _BLOCK):
-            block = queries[first : first + _BLOCK]
-            along = np.zeros((len(block), len(self.means)), dtype=np.float32)
-            inside = np.zeros_like(along)
-            if len(some):
-                squares = (block @ self.directions.T) ** 2
-                inside[:, some] = np.add.reduceat(squares, starts[some], axis=1)
-                along[:, some] = np.add.reduceat(squares * self.variances, starts[some], axis=1)
-            variance = along + self.residuals * np.maximum(0.0, 1.0 - inside)
-            out[first : first + _BLOCK] = np.clip(block @ self.means.T + reach * np.sqrt(variance), -1.0, 1.0)
+            products = queries[first : first + _BLOCK] @ self._matrix.T
+            variance = np.repeat(self._residuals[None], len(products), axis=0)
+            along = np.square(products[:, groups:], out=products[:, groups:])
+            for start, end in self._runs:
+                variance[:, : end - start] += along[:, start:end]
+            best = np.sqrt(variance, out=variance)
+            best *= self._reach
+            best += products[:, :groups]
+            best = np.clip(best, -1.0, 1.0, out=best)[:, self._by_leaf]
+            out[first : first + _BLOCK, self._leaves] = (
+                best if self._starts is None else np.maximum.reduceat(best, self._starts, axis=1)
+            )
+        for children, runs, parents in self._folded:
+            # a node of names has no other child: what lies in a folder's own name lies in a leaf of its own
+            out[:, parents] = np.maximum.reduceat(out[:, children], runs, axis=1)
         return out
 
 
-def summarize(vectors: Floats, members: Sequence[Ints]) -> Summaries:
-    """Summarise the vectors of each category.
+def _stacked(parts: Sequence[Summaries], order: Ints, firsts: Ints) -> Floats:
+    """The means of groups in this order, and below them their directions, run by run.
+
+    A direction is scaled by the deviation along it beyond that along any other direction, so that the squares of a query's
+    products with those of a group, with the residual, sum to the variance.
 
     Args:
-        vectors: Shape ``(n, d)``.
-        members: For each category the rows of its vectors, at least one.
+        parts: What the groups are of.
+        order: Places among the groups of all parts.
+        firsts: Where the run of each direction begins.
     """
-    d = vectors.shape[1]
-    means = np.zeros((len(members), d), dtype=np.float32)
-    residuals = np.zeros(len(members), dtype=np.float32)
-    directions: list[Floats] = []
-    variances: list[Floats] = []
-    for code, rows in enumerate(members):
-        own = np.asarray(vectors[rows], dtype=np.float32)
-        means[code] = own.mean(axis=0, dtype=np.float64)
-        axes, along, total = _principal(own - means[code])
-        directions.append(axes)
-        variances.append(along)
-        residuals[code] = max(0.0, total - float(along.sum())) / max(1, d - len(along))
-    return Summaries(
-        means=means,
-        sizes=np.array([len(rows) for rows in members], dtype=np.int64),
-        directions=np.concatenate(directions) if directions else np.zeros((0, d), dtype=np.float32),
-        variances=np.concatenate(variances) if variances else np.zeros(0, dtype=np.float32),
-        owners=np.repeat(np.arange(len(members)), [len(along) for along in variances]).astype(np.int64),
-        residuals=residuals,
-    )
+    place = np.full(sum(len(part.sizes) for part in parts), -1, dtype=np.int64)
+    place[order] = np.arange(len(order))
+    matrix = np.empty((len(order) + int(firsts[-1]), parts[0].means.shape[1]), dtype=np.float32)
+    first = 0
+    for part in parts:
+        own = place[first : first + len(part.sizes)]
+        matrix[own[own >= 0]] = part.means[own >= 0]
+        of = own[part.owners]
+        rank = np.arange(len(of)) - np.searchsorted(part.owners, part.owners)
+        beyond = np.sqrt(np.maximum(0.0, part.variances - part.residuals[part.owners]))
+        kept = of >= 0
+        matrix[len(order) + firsts[rank[kept]] + of[kept]] = (part.directions * beyond[:, None])[kept]
+        first += len(part.sizes)
+    return matrix
 
 
-def _principal(centred: Floats) -> tuple[Floats, Floats, float]:
-    """The directions of most variance, shape ``(m, d)``, the variance along each, and the sum over all directions."""
-    n, d = centred.shape
-    total = float((centred.astype(np.float64) ** 2).sum() / n)
-    if total < 1e-12:
-        return np.zeros((0, d), dtype=np.float32), np.zeros(0, dtype=np.float32), 0.0
-    if n <= 2 * d:
-        values, left = np.linalg.eigh(centred.astype(np.float64) @ centred.T)
-        values, basis = values[::-1][:_DIRECTIONS], left.T[::-1][:_DIRECTIONS] @ centred
-    else:
-        values, right = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
-        values, basis = values[::-1][:_DIRECTIONS], right.T[::-1][:_DIRECTIONS]
-    keep = values > 1e-9 * total * n
-    lengths = np.linalg.norm(basis[keep], axis=1, keepdims=True)
-    return (basis[keep] / lengths).astype(np.float32), (values[keep] / n).astype(np.float32), total
+def _columns(numbers: Ints) -> Ints | slice:
+    """The same columns, as a slice where they follow one another: that copies nothing."""
+    if len(numbers) and numbers[-1] - numbers[0] + 1 == len(numbers) and (np.diff(numbers) == 1).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -150,31 +170,35 @@ class Gate:
         if not 0.0 <= self.name_weight <= 1.0:
             raise InputError(f"the name_weight of a gate is from 0 to 1, and is {self.name_weight}")
 
-    def scores(self, classification: Floats, query: Floats, names: Floats, owners: Ints, summaries: Summaries) -> Floats:
-        """Score every category for every question.
+    def scores(self, classification: Floats, query: Floats, names: Floats, owners: Ints, overview: Overview) -> Floats:
+        """Score every node of the tree for every question.
 
         Args:
             classification: Questions under the classification prompt, shape ``(q, d)``.
             query: The same questions under the query prompt, shape ``(q, d)``.
             names: Vectors of category names with their descriptions, and of example questions, shape ``(m, d)``; of
-                those of a category, the closest counts.
-            owners: The category of each, shape ``(m,)``, ascending; every category has one at least.
-            summaries: Of the categories' vectors.
+                those of a node, the closest counts.
+            owners: The node of each, shape ``(m,)``, ascending; every node has one at least.
+            overview: Of the documents' vectors.
 
         Returns:
-            float32 of shape ``(q, c)``, -1 to 1: a weighted mean of two cosines.
+            float32 of shape ``(q, nodes)``, -1 to 1: a weighted mean of two cosines.
         """
-        by_documents = summaries.expected_best(query)
+        scores = overview.expected_best(query)
         if not self.name_weight or not len(names):
-            return by_documents
-        starts = np.searchsorted(owners, np.arange(len(summaries.means)))
-        by_name = np.maximum.reduceat(cosines(classification, names), starts, axis=1)
-        sizes = np.sqrt(np.maximum(1, summaries.sizes))
-        share = self.name_weight / (self.name_weight + (1.0 - self.name_weight) * sizes)
-        blended: Floats = (share * by_name + (1.0 - share) * by_documents).astype(np.float32)
-        return blended
+            return scores
+        by_name = cosines(classification, names)
+        if len(names) > len(overview.sizes):
+            starts = np.searchsorted(owners, np.arange(len(overview.sizes)))
+            by_name = np.maximum.reduceat(by_name, starts, axis=1)
+        sizes = np.sqrt(np.maximum(1, overview.sizes))
+        share = (self.name_weight / (self.name_weight + (1.0 - self.name_weight) * sizes)).astype(np.float32)
+        by_name *= share
+        scores *= np.float32(1.0) - share
+        scores += by_name
+        return scores
 
-    def probabilities(self, scores: Floats, groups: Ints | None = None) -> npt.NDArray[np.float64]:
+    def probabilities(self, scores: Floats, groups: Ints | None = None) -> Doubles:
         """The softmax of the scores, over all or, with `groups`, within each group of columns.
 
         Args:
@@ -184,7 +208,13 @@ class Gate:
         Returns:
             float64 of shape ``(q, c)``; rows sum to 1 (to 1 in each group).
         """
-        groups = np.zeros(scores.shape[1], dtype=np.int64) if groups is None else groups
+        if groups is None or (len(groups) and (groups == groups[0]).all()):
+            weights = scores.astype(np.float64)
+            weights -= weights.max(axis=1, keepdims=True, initial=-np.inf)
+            weights /= self.temperature
+            np.exp(weights, out=weights)
+            weights /= weights.sum(axis=1, keepdims=True)
+            return weights
         order = np.argsort(groups, kind="stable")
         starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order][:1] - 1))
         counts = np.diff(np.append(starts, len(order)))
@@ -208,7 +238,7 @@ class Gate:
             return np.zeros(scores.shape, dtype=bool)
         return self.keep(self.probabilities(scores), scores, max_categories)
 
-    def keep(self, shares: npt.NDArray[np.float64], scores: Floats, max_categories: int | None = None) -> Bools:
+    def keep(self, shares: Doubles, scores: Floats, max_categories: int | None = None) -> Bools:
         """Keep columns from the top until they hold the mass of their row's sum; the best one always.
 
         Args:
@@ -216,17 +246,21 @@ class Gate:
             scores: What orders columns of equal shares, shape ``(q, c)``.
             max_categories: Keep no more than that for a question.
         """
-        order = np.lexsort((-scores, -shares), axis=1)
-        ranked = np.take_along_axis(shares, order, axis=1)
-        reached = np.cumsum(ranked, axis=1)
-        wanted = np.ones(shares.shape, dtype=bool)
-        if self.mass < 1.0:  # with 1 all are wanted, also those whose share is 0 to a float
-            wanted[:, 1:] = reached[:, :-1] < self.mass * reached[:, -1:]
-        wanted &= reached[:, -1:] > 0
-        if max_categories is not None:
-            wanted[:, max_categories:] = False
-        kept = np.zeros(shares.shape, dtype=bool)
-        np.put_along_axis(kept, order, wanted, axis=1)
+        count = shares.shape[1]
+        most = count if max_categories is None else min(max_categories, count)
+        some = shares.sum(axis=1) > 0
+        if self.mass == 1.0 and most == count:  # all are wanted, also those whose share is 0 to a float
+            return np.repeat(some[:, None], count, axis=1)
+        ranked = -np.sort(-shares, axis=1)
+        if self.mass == 1.0:
+            wanted = np.full(len(shares), most)
+        else:
+            reached = np.cumsum(ranked, axis=1)
+            wanted = np.minimum(1 + (reached[:, :-1] < self.mass * reached[:, -1:]).sum(axis=1), most)
+        kept: Bools = (shares >= np.take_along_axis(ranked, wanted[:, None] - 1, axis=1)) & some[:, None]
+        for row in np.flatnonzero(kept.sum(axis=1) > wanted):  # equal shares, of which some are wanted
+            order = np.lexsort((-scores[row], -shares[row]))
+            kept[row, order[wanted[row] :]] = False
         return kept
 
 
@@ -270,9 +304,7 @@ class Tree:
                 node = int(self.parents[node])
         return [np.unique(np.concatenate(part)) if len(part) > 1 else part[0] for part in parts]
 
-    def walk(
-        self, gate: Gate, scores: Floats, eligible: Bools, max_categories: int | None = None
-    ) -> tuple[npt.NDArray[np.float64], Bools]:
+    def walk(self, gate: Gate, scores: Floats, eligible: Bools, max_categories: int | None = None) -> tuple[Doubles, Bools]:
         """Go down from the top, and at every depth only into the nodes that hold the gate's mass (a beam).
 
         A node's probability is its parent's times its share of a softmax among its siblings. The mass of a gate is
@@ -297,19 +329,21 @@ class Tree:
         is_leaf = np.zeros(len(self), dtype=bool)
         is_leaf[self.leaves] = True
         seen: list[Ints] = []
-        for level in self.levels:
+        for depth, level in enumerate(self.levels):
             nodes = level[alive[level]]
             if not len(nodes):
                 continue
-            parents = self.parents[nodes]
-            above = np.where(parents >= 0, shares[:, parents], 1.0)
-            shares[:, nodes] = step.probabilities(scores[:, nodes], parents) * above
-            frontier = np.concatenate([*seen, nodes])
-            kept = step.keep(shares[:, frontier], scores[:, frontier])
-            shares[:, frontier] = np.where(kept, shares[:, frontier], 0.0)
+            own, parents = _columns(nodes), self.parents[nodes]
+            shares[:, own] = step.probabilities(scores[:, own], parents)
+            if depth:
+                shares[:, own] *= shares[:, parents]
+            frontier = _columns(np.concatenate([*seen, nodes]))
+            shares[:, frontier] *= step.keep(shares[:, frontier], scores[:, frontier])
             seen.append(nodes[is_leaf[nodes]])
-        leaves = shares[:, self.leaves]
-        reached = np.broadcast_to(eligible, leaves.shape) if gate.mass == 1.0 else leaves > 0  # 1 leaves nothing out
-        within = np.where(reached, scores[:, self.leaves], -np.inf)
-        best = replace(gate, mass=1.0).keep(leaves, within, max_categories)
-        return leaves, best & reached
+        own = _columns(self.leaves)
+        leaves = shares[:, own]
+        reached = np.repeat(eligible[None], len(leaves), axis=0) if gate.mass == 1.0 else leaves > 0  # 1 leaves nothing out
+        if max_categories is None:
+            return leaves, reached
+        within = np.where(reached, scores[:, own], -np.inf)
+        return leaves, replace(gate, mass=1.0).keep(leaves, within, max_categories) & reached

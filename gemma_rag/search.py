@@ -13,9 +13,10 @@ from typing_extensions import TypedDict
 
 from gemma_rag.encoders import Input
 from gemma_rag.errors import InputError
-from gemma_rag.index.exact import Scored, joined
+from gemma_rag.index.embedded import Scored, joined
 from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.learned import Kind, Learned
+from gemma_rag.lexical import LexicalIndex
 from gemma_rag.prompts import Task
 from gemma_rag.rerank import Reranker
 from gemma_rag.routing import Gate
@@ -35,6 +36,12 @@ LEXICAL_WEIGHT = 0.5
 _BY_WORDS = 10
 """Documents outside the opened categories that are scored because they match the question's words best, at least."""
 
+
+_FEWEST = 10
+"""Documents that are ranked, at least: those whose evidence a calibration weighs."""
+
+DIVERSE = 4
+"""Times ``k``: the documents from which diverse ones are chosen."""
 
 _RESCUED_FOR = 5
 """A category that the gate left out is opened if it promises more than the last of this many hits (or of ``k``) holds."""
@@ -105,6 +112,31 @@ class Found(NamedTuple):
     words: Floats | None
     router: Floats | None
     order: npt.NDArray[np.float64]
+
+
+class Matched:
+    """How well documents match the words of one question.
+
+    Args:
+        index: Their words.
+        question: The question.
+        few: Score the documents that are asked for, and no others; else all of them, at once.
+
+    Attributes:
+        every: float32 of shape ``(documents,)``: the scores of all; None with `few`.
+    """
+
+    def __init__(self, index: LexicalIndex, question: str, *, few: bool) -> None:
+        self._index, self._question = index, question
+        self.every: Floats | None = None if few else index.scores(question)
+
+    def at(self, places: Ints) -> Floats:
+        """The scores of some documents."""
+        return self._index.at(self._question, places) if self.every is None else self.every[places]
+
+    def best(self, n: int) -> Ints:
+        """The places of the `n` best, or of fewer, those that score above 0."""
+        return self._index.best(self._question, n)[0]
 
 
 class Search:
@@ -220,14 +252,15 @@ class Search:
         with self.timed("encode"):
             queries, classification = self.encoded(questions, classify=not flat)
         with self.timed("categories"):
-            gates = self._flat(len(questions)) if flat else self._gated(classification, queries, threshold)
+            gates = self._flat(len(questions)) if flat else self.gated(classification, queries, threshold)
         with self.timed("documents"):
-            inside = self.view.index.search(queries, np.stack([gate.opened for gate in gates]))
+            opened = np.stack([gate.opened for gate in gates])
+            inside = self.view.index.search(queries, opened, self.wanted, self.base.search_plan, self.allowed)
             router = None if self.learned.router is None else self.learned.router.log_probabilities(queries)
         for i, question in enumerate(questions):
             words = self._words(question) if self.lexical_weight and not gates[i].refused else None
             with self.timed("documents"):
-                gate, scored = self._widened(gates[i], queries[i], self._filtered(inside[i]), words)
+                gate, scored = self._widened(gates[i], queries[i], inside[i], words)
             yield self._found(gate, scored, words, None if router is None else router[i])
 
     def encoded(self, questions: list[str], *, classify: bool) -> tuple[Floats, Floats]:
@@ -245,9 +278,16 @@ class Search:
         none = np.zeros(len(self.eligible), dtype=bool)
         return [Gated(nothing, np.zeros(len(none)), self.eligible, none, refused=False)] * count
 
-    def _gated(self, classification: Floats, queries: Floats, threshold: Threshold) -> list[Gated]:
+    def gated(self, classification: Floats, queries: Floats, threshold: Threshold) -> list[Gated]:
+        """Stage one.
+
+        Args:
+            classification: Questions under the classification prompt, shape ``(q, d)``.
+            queries: The same under the query prompt.
+            threshold: What the best category has to reach.
+        """
         gate, tree = self.settings.gate, self.view.tree
-        nodes = gate.scores(classification, queries, *self.view.names, self.view.summaries)
+        nodes = gate.scores(classification, queries, *self.view.names, self.view.overview)
         shares, opened = tree.walk(gate, nodes, self.eligible, self.settings.max_categories)
         scores = nodes[:, tree.leaves]
         none = np.zeros(len(self.eligible), dtype=bool)
@@ -257,11 +297,11 @@ class Search:
             out.append(Gated(row, share, none if refused else kept, none, refused))
         return out
 
-    def _widened(self, gate: Gated, query: Floats, scored: Scored, words: Floats | None) -> tuple[Gated, Scored]:
+    def _widened(self, gate: Gated, query: Floats, scored: Scored, words: Matched | None) -> tuple[Gated, Scored]:
         """Score what the gate left out and should not have: promising categories, guests, documents that match by words."""
         if gate.refused:
             return gate, scored
-        opened, rescued = gate.opened, gate.rescued
+        opened, rescued, parts = gate.opened, gate.rescued, [scored]
         if self.settings.mode != "flat":
             wanted = min(self.settings.k, _RESCUED_FOR)
             enough = len(scored.places) >= wanted
@@ -270,24 +310,52 @@ class Search:
             if self.settings.max_categories is not None:
                 left = max(0, self.settings.max_categories - int(opened.sum()))
                 rescued[np.argsort(-np.where(rescued, gate.scores, -np.inf), kind="stable")[left:]] = False
+            if rescued.any():
+                parts += self.view.index.search(query[None], rescued[None], self.wanted, self.base.search_plan, self.allowed)
             opened = opened | rescued
-        further = self.view.places_in(opened)
+        guests = self.view.guests
+        further = guests[opened[guests[:, 1]], 0]
         if words is not None and self.settings.max_categories is None and self.settings.mode != "flat":
-            candidates = np.where(self.view.places_in(self.eligible), words, 0.0)
-            if self.allowed is not None:
-                candidates = np.where(self.allowed, candidates, 0.0)
-            best_words = np.argpartition(-candidates, min(len(candidates), max(_BY_WORDS, self.settings.k)) - 1)
-            best_words = best_words[: max(_BY_WORDS, self.settings.k)]
-            further[best_words[candidates[best_words] > 0]] = True
+            further = np.concatenate([further, self._best_by_words(words)])
+        elif words is not None and self.base.search_plan is not None:  # the shortlist was made without them
+            best_words = self._best_by_words(words)
+            further = np.concatenate([further, best_words[opened[self.view.index.codes[best_words]]]])
         if self.allowed is not None:
-            further &= self.allowed
-        further[scored.places] = False
-        more = self.view.index.score(query, np.flatnonzero(further))
-        return gate._replace(opened=opened, rescued=rescued), joined([scored, more])
+            further = further[self.allowed[further]]
+        further = np.setdiff1d(further, np.concatenate([part.places for part in parts]))
+        if self.view.index.alive is not None:
+            further = further[self.view.index.alive[further]]
+        return gate._replace(opened=opened, rescued=rescued), joined([*parts, self.view.index.score(query, further)])
+
+    @property
+    def wanted(self) -> int:
+        """Documents of which stage two has to know the order: the hits, what they are chosen from, and as many near misses."""
+        settings = self.settings
+        return max(
+            _FEWEST,
+            2 * settings.k,
+            settings.rerank_top if settings.reranker is not None else 0,
+            DIVERSE * settings.k if settings.diversity else 0,
+        )
+
+    def _best_by_words(self, words: Matched) -> Ints:
+        """The documents that match the question's words best, wherever the gate would look for them."""
+        wanted = max(_BY_WORDS, self.settings.k)
+        if words.every is None:
+            return words.best(wanted)
+        candidates = words.every
+        if not self.eligible.all():
+            candidates = np.where(self.view.places_in(self.eligible), candidates, 0.0)
+        if self.allowed is not None:
+            candidates = np.where(self.allowed, candidates, 0.0)
+        wanted = min(len(candidates), wanted)
+        best_words = np.argpartition(-candidates, wanted - 1)[:wanted]
+        return best_words[candidates[best_words] > 0]
 
     def _by_words(self, question: str, threshold: Threshold) -> Found:
         """Both stages by matching words: a category scores as its best document does, and every one is looked into."""
-        words = self._words(question)
+        with self.timed("words"):
+            words = self.view.lexical.scores(question)
         inside = (words > 0) & self.view.places_in(self.eligible)
         if self.allowed is not None:
             inside &= self.allowed
@@ -304,13 +372,13 @@ class Search:
         refused = not threshold.apply(best[self.eligible]).keep.any()
         none = np.zeros(len(best), dtype=bool)
         gate = Gated(best, np.zeros(len(best)), none if refused else opened, none, refused)
-        scored = Scored(places, words[places], self.view.index.rows_of(places)[:0])
+        scored = Scored(places, words[places], np.zeros(0, dtype=np.int64), len(places))
         return Found(gate, scored, words[places], None, words[places].astype(np.float64))
 
-    def _found(self, gate: Gated, scored: Scored, words: Floats | None, router: Floats | None) -> Found:
+    def _found(self, gate: Gated, scored: Scored, words: Matched | None, router: Floats | None) -> Found:
         weight = self.lexical_weight
         order = (1.0 - weight) * scored.scores.astype(np.float64)
-        own = None if words is None else words[scored.places]
+        own = None if words is None else words.at(scored.places)
         if own is not None:
             order += weight * own
         by_category = None
@@ -338,21 +406,17 @@ class Search:
             places: Of the documents.
         """
         own: Floats = values[self.view.index.codes[places]]
-        if len(self.view.guests) and not np.isnan(values).any():
-            every = np.full(len(self.view.index.documents), -np.inf, dtype=np.float32)
-            np.maximum.at(every, self.view.guests[:, 0], values[self.view.guests[:, 1]])
-            own = np.maximum(own, every[places])
+        guests = self.view.guests
+        if len(guests) and not np.isnan(values).any():
+            firsts, lasts = (np.searchsorted(guests[:, 0], places, side=side) for side in ("left", "right"))
+            for i in np.flatnonzero(lasts > firsts).tolist():
+                own[i] = max(own[i], values[guests[firsts[i] : lasts[i], 1]].max())
         return own
 
-    def _words(self, question: str) -> Floats:
+    def _words(self, question: str) -> Matched:
+        few = self.base.search_plan is not None and self.allowed is None and bool(self.eligible.all())
         with self.timed("words"):
-            return self.view.lexical.scores(question)
-
-    def _filtered(self, scored: Scored) -> Scored:
-        if self.allowed is None:
-            return scored
-        keep = self.allowed[scored.places]
-        return Scored(scored.places[keep], scored.scores[keep], scored.rows[keep])
+            return Matched(self.view.lexical, question, few=few)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -360,6 +424,15 @@ class Search:
         started = time.perf_counter()
         yield
         self.timings[step] = self.timings.get(step, 0.0) + (time.perf_counter() - started) * 1e3
+
+
+def searching(base: KnowledgeBase, settings: Settings, categories: Sequence[str] | None, where: Where | None) -> Search:
+    """The search of a call, by what keeps the vectors."""
+    if base.manifest.engine.name == "faiss":
+        return Search(base, settings, categories, where)
+    from gemma_rag.remote_search import RemoteSearch
+
+    return RemoteSearch(base, settings, categories, where)
 
 
 def wanted_values(where: Where) -> dict[str, list[Scalar]]:

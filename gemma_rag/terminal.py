@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from gemma_rag.answer import Answer
+from gemma_rag.bulk import Progress
 from gemma_rag.ingestion import IndexReport
 from gemma_rag.results import Outcome
 
@@ -96,6 +100,27 @@ class Terminal:
             self._closest(answer)
         self._how(answer)
 
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Callable[[Progress], None]]:
+        """A line that says how far indexing is, with its rate and the time left; on a terminal only."""
+        columns = (
+            TextColumn("{task.completed:,.0f} documents"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=self._notes, transient=True, disable=not self._notes.is_terminal) as bar:
+            task = bar.add_task("", total=None, rate="")
+
+            def show(progress: Progress) -> None:
+                total = progress.done / progress.share if progress.share else None
+                speed = bar.tasks[0].speed
+                rate = f"{speed:,.1f}/s" if speed else ""
+                bar.update(task, completed=progress.done, total=total, rate=rate)
+
+            yield show
+
     def indexed(self, report: IndexReport) -> None:
         """What indexing did."""
         parts = [f"{report.added} added", f"{report.updated} updated", f"{report.unchanged} unchanged"]
@@ -106,8 +131,8 @@ class Terminal:
             f"{report.chunks} chunks of {report.dimensions} dimensions ({', '.join(parts)}; {report.seconds:.1f} s)",
             soft_wrap=True,
         )
-        if report.skipped:
-            self.error(f"{len(report.skipped)} bad rows were skipped:")
+        if report.bad:
+            self.error(f"{report.bad} bad rows were skipped" + (", the first:" if report.bad > 20 else ":"))
             for row in report.skipped[:20]:
                 self.error(f"  {row}")
 

@@ -200,6 +200,31 @@ def test_skip_bad_goes_on_and_counts(gemma_rag, tmp_path):
     assert (report["added"], len(report["skipped"])) == (1, 1)
 
 
+def test_bad_rows_go_to_a_dead_letter_file(gemma_rag, tmp_path):
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"id": "a", "text": "x", "category": "c"}\nnonsense\n', "utf-8")
+    words = ["--out", tmp_path / "kb", "--model", "minilm", "--dead-letter", tmp_path / "dead.jsonl"]
+    status, _, errors = gemma_rag("index", file, *words)
+    assert status == 0
+    assert "1 bad rows were skipped" in errors
+    assert json.loads((tmp_path / "dead.jsonl").read_text("utf-8"))["row"] == "nonsense"
+
+
+def test_a_batch_is_a_commit(gemma_rag, source, tmp_path):
+    index(gemma_rag, source, "--out", tmp_path / "kb", "--model", "minilm", "--batch", "1")
+    by_one = json.loads(gemma_rag("info", tmp_path / "kb", "--json")[1])
+    index(gemma_rag, source, "--out", tmp_path / "kb-2", "--model", "minilm")
+    at_once = json.loads(gemma_rag("info", tmp_path / "kb-2", "--json")[1])
+    assert by_one["documents"] == at_once["documents"] == 4
+    assert by_one["generation"] == at_once["generation"] + 3
+
+
+def test_another_engine_on_an_existing_base_is_refused(gemma_rag, base, source):
+    status, _, errors = gemma_rag("index", source, "--out", base, "--engine", "milvus", "--uri", "http://localhost:1")
+    assert status == 2
+    assert "is kept by faiss, and another engine was asked for" in errors
+
+
 def test_columns_can_be_named(gemma_rag, tmp_path):
     file = tmp_path / "tickets.csv"
     file.write_text("nr,body,queue\n7,The printer is on fire.,printers\n", "utf-8")
@@ -240,6 +265,9 @@ def test_described_categories_keep_their_descriptions(gemma_rag, source, tmp_pat
         (["index", "{source}", "--out", "{base}-2", "--model", "minilm", "--clean", "soap"], "there are whitespace"),
         (["index", "{source}", "--out", "{base}-2", "--model", "minilm", "--dimensions", "100"], "not trained"),
         (["index", "{source}", "--out", "{base}-2", "--model", "minilm", "--chunk-tokens", "3"], "at least 16"),
+        (["index", "{source}", "--out", "{base}-2", "--model", "minilm", "--workers", "0"], "at least 1 worker, and 0"),
+        (["index", "{source}", "--out", "{base}-2", "--model", "minilm", "--batch", "0"], "at least 1 document, and 0"),
+        (["index", "{source}", "--out", "{base}-2", "--model", "minilm", "--engine", "milvus"], "needs a uri"),
         (["index", "{source}", "--out", "{base}-2", "--model", "minilm", "--prompts", "poetry"], "no prompt profile"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import json
 import random
 import shutil
 import sqlite3
@@ -16,16 +18,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemma_rag.copying import MARK
 from gemma_rag.documents import Document
 from gemma_rag.encoders import Input, Space
 from gemma_rag.errors import KnowledgeBaseError
 from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.prompts import NO_PROMPTS, Task
-from gemma_rag.storage import files, segments
+from gemma_rag.storage import arrays, files, segments
 from gemma_rag.storage import store as store_module
 from gemma_rag.vectors import unit
 
-KILLS = 20
+KILLS = 50
+"""Of writers, at random moments: of `add`, `delete` and `compact` in turn, of `index_source`, and of copying."""
 CALLS = 12
 
 
@@ -63,6 +67,8 @@ def call(number: int) -> tuple[list[Document], list[str]]:
     """What the given call adds and deletes; it is number 0 that fills the knowledge base with 300 documents."""
     if number == 0:
         return [numbered(i, 0) for i in range(300)], []
+    if number % 6 == 5:
+        return [], []  # this call compacts
     if number % 4 == 3:
         return [], [str(300 + (number - 1) * 10 + i) for i in range(5)]
     changed = [numbered((number * 41 + i) % 300, number) for i in range(60)]
@@ -75,6 +81,8 @@ def make(base: KnowledgeBase, number: int) -> None:
         base.add(documents)
     if ids:
         base.delete(ids)
+    if not documents and not ids:
+        base.compact()
 
 
 def contents_after(number: int) -> dict[str, Document]:
@@ -97,12 +105,13 @@ def held(path: Path) -> dict[str, Document]:
     """What a knowledge base holds, after its checksums and every vector have been compared."""
     with KnowledgeBase.open(path, LetterEncoder()) as base:
         view = base.view()
-        numbers = view.snapshot.documents.tolist()
+        rows, codes = view.rows
+        numbers = view.index.documents[view.index.places_of(rows)].tolist()
         by_number = view.documents(numbers)
         documents = [by_number[number] for number in numbers]
         inputs = [Input(document.text, Task.DOCUMENT, document.title) for document in documents]
-        assert view.snapshot.vectors.tobytes() == LetterEncoder().encode(inputs).tobytes()
-        assert [view.categories[code] for code in view.snapshot.codes] == [document.category for document in documents]
+        assert view.index.vectors(rows).tobytes() == LetterEncoder().encode(inputs).tobytes()
+        assert [view.categories[code] for code in codes] == [document.category for document in documents]
         contents = {document.id: document for document in base}
         assert {document.id: document for document in documents} == contents
         assert len(base) == len(contents) == len(documents)
@@ -122,7 +131,7 @@ def interrupt(*args: object, **kwargs: object) -> None:
 
 PLACES: dict[str, tuple[object, str]] = {
     "vectors": (segments.Segments, "write"),
-    "vectors reach the disk": (segments, "sync"),
+    "vectors reach the disk": (arrays, "sync"),
     "manifest": (store_module, "write_manifest"),
     "manifest reaches the disk": (files, "sync"),
     "manifest is put in place": (Path, "replace"),
@@ -307,6 +316,25 @@ def build_it(path: Path) -> None:
         base.save(path)
 
 
+def index_it(path: Path) -> None:
+    """The child that indexes the rows of a file, 40 at a time."""
+    from gemma_rag import ingestion
+    from gemma_rag.encoders import EncoderSettings
+
+    ingestion.load_encoder = lambda settings: LetterEncoder()
+    print("ready", flush=True)
+    ingestion.index_source(path.parent / "rows.jsonl", path, settings=EncoderSettings(), batch=40)
+
+
+def copy_it(path: Path) -> None:
+    """The child that copies a knowledge base, 30 documents at a time."""
+    from gemma_rag.copying import copy_knowledge_base
+
+    with KnowledgeBase.open(path.parent / "source", LetterEncoder()) as base:
+        print("ready", flush=True)
+        copy_knowledge_base(base, path, batch=30)
+
+
 def add_one_more(path: Path) -> None:
     """The child that comes after a kill."""
     there = path.exists()
@@ -371,7 +399,7 @@ def test_whenever_a_writer_is_killed_its_calls_are_there_as_a_whole(original, tm
     longest = duration(change_it, Path(shutil.copytree(original, tmp_path / "unkilled")), "ready")
     moments = random.Random(20)
     seen = set()
-    for i in range(KILLS):
+    for i in range(KILLS - 20):
         path = Path(shutil.copytree(original, tmp_path / str(i)))
         said = kill_after(start(change_it, path), "ready", moments.uniform(0, longest))
         contents = held(path)
@@ -388,7 +416,7 @@ def test_whenever_a_writer_is_killed_its_attachments_are_there_as_a_whole(origin
     longest = duration(attach_to_it, Path(shutil.copytree(original, tmp_path / "unkilled")), "ready")
     moments = random.Random(22)
     seen = set()
-    for i in range(KILLS // 4):
+    for i in range(5):
         path = Path(shutil.copytree(original, tmp_path / str(i)))
         said = kill_after(start(attach_to_it, path), "ready", moments.uniform(0, longest))
         data = attached(path)
@@ -408,10 +436,53 @@ def test_whenever_a_writer_is_killed_its_attachments_are_there_as_a_whole(origin
 def test_whenever_a_builder_is_killed_there_is_all_of_it_or_nothing(tmp_path, word):
     longest = duration(build_it, tmp_path / "unkilled", word)
     moments = random.Random(21)
-    for i in range(KILLS // 2):
+    for i in range(10):
         path = tmp_path / "folder" / str(i)
         kill_after(start(build_it, path), word, moments.uniform(0, longest))
         assert not path.exists() or held(path) == contents_after(0)
         finish(start(add_one_more, path))
         assert held(path) == contents_after(0) | {"9999": numbered(9999, 1)}
         assert list(path.parent.glob(f".{i}.*")) == []
+
+
+@pytest.mark.slow
+def test_whenever_indexing_is_killed_its_blocks_are_there_and_the_same_command_goes_on(tmp_path):
+    documents = [numbered(i, 0) for i in range(600)]
+    for name in ("unkilled", *map(str, range(10))):
+        (tmp_path / name).mkdir()
+        rows = [json.dumps(document.model_dump(mode="json")) for document in documents]
+        (tmp_path / name / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    longest = duration(index_it, tmp_path / "unkilled" / "kb", "ready")
+    moments = random.Random(23)
+    seen = set()
+    for i in range(10):
+        path = tmp_path / str(i) / "kb"
+        kill_after(start(index_it, path), "ready", moments.uniform(0, longest))
+        contents = held(path) if path.exists() else {}
+        assert list(contents.values()) == documents[: len(contents)]
+        assert len(contents) % 40 == 0
+        finish(start(index_it, path))
+        assert held(path) == {document.id: document for document in documents}
+        seen.add(len(contents))
+    assert len(seen) > 1  # the kills came at different moments
+
+
+@pytest.mark.slow
+def test_whenever_copying_is_killed_the_source_is_whole_and_the_same_command_goes_on(original, tmp_path):
+    for name in ("unkilled", *map(str, range(10))):
+        shutil.copytree(original, tmp_path / name / "source")
+    longest = duration(copy_it, tmp_path / "unkilled" / "kb", "ready")
+    moments = random.Random(24)
+    seen = set()
+    for i in range(10):
+        path = tmp_path / str(i) / "kb"
+        kill_after(start(copy_it, path), "ready", moments.uniform(0, longest))
+        contents = held(path) if path.exists() else {}
+        assert contents.items() <= contents_after(0).items()
+        with KnowledgeBase.open(path) if path.exists() else contextlib.nullcontext() as copy:
+            finished = copy is not None and bool(contents) and MARK not in copy.manifest.attachments
+        if not finished:  # a copy that is finished is a knowledge base of its own, and copying over it is refused
+            finish(start(copy_it, path))
+        assert held(path) == held(tmp_path / str(i) / "source") == contents_after(0)
+        seen.add(len(contents))
+    assert len(seen) > 1  # the kills came at different moments

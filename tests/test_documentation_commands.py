@@ -23,7 +23,23 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_OTHERS = {"cat", "cd", "curl", "docker", "git", "hf", "infinity_emb", "llama-server", "ollama", "sh", "vllm"}
+_OTHERS = {
+    "cat",
+    "cd",
+    "chroma",
+    "curl",
+    "docker",
+    "export",
+    "git",
+    "hf",
+    "infinity_emb",
+    "llama-server",
+    "milvus-lite",
+    "ollama",
+    "ray",
+    "sh",
+    "vllm",
+}
 """Programs that are not ours: what they are told cannot be checked here."""
 _THEIR_SCRIPTS = {"convert_hf_to_gguf.py"}
 """Scripts of other projects: llama.cpp's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from gemma_rag.encoders import Input
 from gemma_rag.errors import BadRows, GemmaRagError, InputError
 from gemma_rag.knowledge_base import CategoryInfo, Changes, KnowledgeBase
 from gemma_rag.prompts import Task
+from gemma_rag.storage import building
 
 APPLE = Document(id="apple", text="A red apple.", category="fruit", metadata={"year": 2024})
 PEAR = Document(id="pear", text="A green pear.", title="Pear", category="fruit")
@@ -65,13 +67,21 @@ def base(request):
 def chunks(base: KnowledgeBase) -> list[tuple[str, str, str, str]]:
     """The rows of the view: category, id, the chunk's title, its text."""
     view = base.view()
-    places, documents = view.chunk_places(range(len(view.snapshot.chunks))), view.documents(view.snapshot.documents.tolist())
+    rows, codes = view.rows
+    numbers = view.index.documents[view.index.places_of(rows)].tolist()
+    places, documents = view.chunk_places(rows.tolist()), view.documents(numbers)
     found = []
-    for row, place in places.items():
-        document = documents[int(view.snapshot.documents[row])]
+    for (_, place), number, code in zip(places.items(), numbers, codes.tolist(), strict=True):
+        document = documents[number]
         found.append((document.category, document.id, place.title(document.title), document.text[place.start : place.end]))
-        assert view.categories[view.snapshot.codes[row]] == document.category
+        assert view.categories[code] == document.category
     return found
+
+
+def stored(base: KnowledgeBase) -> np.ndarray:
+    """The vectors of those rows."""
+    view = base.view()
+    return view.index.vectors(view.rows[0])
 
 
 def assert_holds(base: KnowledgeBase, documents: list[Document], encoder) -> None:
@@ -80,9 +90,10 @@ def assert_holds(base: KnowledgeBase, documents: list[Document], encoder) -> Non
     assert {document.id: document for document in base} == {document.id: document for document in documents}
     assert (len(base), base.manifest.chunks) == (len(documents), len(rows))
     assert {document_id for _, document_id, _, _ in rows} == {document.id for document in documents}
-    assert [category for category, *_ in rows] == sorted(category for category, *_ in rows)
+    runs = [category for category, _ in groupby(rows, key=lambda row: row[0])]
+    assert len(runs) == len(set(runs))  # the rows of a category stand together
     inputs = [Input(text, Task.DOCUMENT, title) for _, _, title, text in rows]
-    assert base.view().snapshot.vectors.tobytes() == like(encoder).encode(inputs).tobytes()
+    assert stored(base).tobytes() == like(encoder).encode(inputs).tobytes()
 
 
 def assert_names(base: KnowledgeBase, inputs: list[Input], owners: list[int], encoder) -> None:
@@ -98,7 +109,7 @@ def test_vectors_are_those_of_the_encoder(base):
     # columns: red green blue apple pear plum car bus tram, and 0.01; rows by category, then as they came; the title counts
     counts = [[1, 0, 0, 1, 0, 0, 0, 0, 0, 0.01], [0, 1, 0, 0, 2, 0, 0, 0, 0, 0.01], [0, 0, 1, 0, 0, 0, 1, 0, 0, 0.01]]
     by_hand = np.array(counts) / np.sqrt([[2.0001], [5.0001], [2.0001]])
-    np.testing.assert_allclose(base.view().snapshot.vectors, by_hand, atol=1e-7)
+    np.testing.assert_allclose(stored(base), by_hand, atol=1e-7)
 
 
 def test_documents_come_back_in_the_order_in_which_they_came(base):
@@ -136,10 +147,10 @@ def test_repr_names_the_folder(folder, tmp_path):
 
 
 def test_what_is_opened_equals_what_was_saved(words, memory, tmp_path):
-    before = (list(memory), memory.categories, chunks(memory), memory.view().snapshot.vectors.tobytes())
+    before = (list(memory), memory.categories, chunks(memory), stored(memory).tobytes())
     memory.save(tmp_path / "kb")
     with KnowledgeBase.open(tmp_path / "kb", like(words)) as other:
-        assert (list(other), other.categories, chunks(other), other.view().snapshot.vectors.tobytes()) == before
+        assert (list(other), other.categories, chunks(other), stored(other).tobytes()) == before
 
 
 def test_building_is_one_pass_of_the_encoder(words):
@@ -473,12 +484,10 @@ def test_chunks_are_no_longer_than_the_model_reads(words):
         assert max(words.count_tokens([f"{title} {text}" for *_, title, text in chunks(base)])) <= 20
 
 
-def test_words_are_counted_once_for_each_text_that_was_ever_searched(words, monkeypatch) -> None:
-    from gemma_rag import lexical
-
+def test_words_are_counted_once_for_each_text_that_was_ever_added(words, monkeypatch) -> None:
     counted: list[str] = []
-    count = lexical.Vocabulary.count
-    monkeypatch.setattr(lexical.Vocabulary, "count", lambda self, text: counted.append(text) or count(self, text))
+    count = building.count_words
+    monkeypatch.setattr(building, "count_words", lambda texts: count([counted.append(text.strip()) or text for text in texts]))
     pages = [Document(id=name, text=f"The {name}.", category="fruit") for name in ("apple", "pear")]
     base = KnowledgeBase.from_documents(pages, words)
     assert base.view().lexical.scores("apple").argmax() == 0
@@ -486,4 +495,4 @@ def test_words_are_counted_once_for_each_text_that_was_ever_searched(words, monk
     assert base.view().lexical.scores("plum").argmax() == 2
     base.delete(["apple"])
     assert base.view().lexical.scores("plum").argmax() == 1
-    assert [text.strip() for text in counted] == ["The apple.", "The pear.", "The plum."]
+    assert counted == ["The apple.", "The pear.", "The plum."]

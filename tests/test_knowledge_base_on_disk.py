@@ -378,17 +378,15 @@ def test_any_sequence_of_changes_gives_what_a_dictionary_gives(words, steps):
 def assert_agrees(base: KnowledgeBase, model: dict[str, Document], described: dict[str, Category], encoder) -> None:
     assert {document.id: document for document in base} == model
     view = base.view()
-    documents = view.documents(view.index.documents.tolist())
-    rows = [
-        (documents[int(number)], place)
-        for number, place in zip(
-            view.snapshot.documents, view.chunk_places(range(len(view.snapshot.chunks))).values(), strict=True
-        )
-    ]
+    places, codes = view.rows
+    numbers = view.index.documents[view.index.places_of(places)].tolist()
+    documents = view.documents(numbers)
+    chunks = view.chunk_places(places.tolist()).values()
+    rows = [(documents[number], chunk) for number, chunk in zip(numbers, chunks, strict=True)]
     assert {document.id for document, _ in rows} == set(model)
-    assert [document.category for document, _ in rows] == [view.categories[code] for code in view.snapshot.codes]
+    assert [document.category for document, _ in rows] == [view.categories[code] for code in codes]
     inputs = [Input(item.text[at.start : at.end], Task.DOCUMENT, at.title(item.title)) for item, at in rows]
-    assert view.snapshot.vectors.tobytes() == encoder.encode(inputs).tobytes()
+    assert view.index.vectors(places).tobytes() == encoder.encode(inputs).tobytes()
     used = [name for document in model.values() for name in (document.category, *document.also_in)]
     names = [described.get(name, Category(name=name)) for name in sorted(set(used))]
     assert base.categories == tuple(CategoryInfo(item.name, item.description, used.count(item.name)) for item in names)

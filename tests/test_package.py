@@ -69,12 +69,13 @@ def test_importing_the_embeddings_loads_no_torch():
 LAYERS = [
     {"errors", "prompts", "documents", "vectors", "thresholds", "fusion", "results", "cleaning", "store_scores"},
     {"encoders", "index", "storage", "lexical", "routing", "chunking", "loading", "passages", "rerank", "labelled", "grounding"}
-    | {"intervals", "metrics", "curves", "calibration", "probability", "learned"},
-    {"view", "knowledge_base", "search", "judging", "retriever", "external", "answer", "ingestion"}
+    | {"reading", "summaries", "intervals", "metrics", "curves", "calibration", "probability", "learned"},
+    {"embedding", "view", "knowledge_base", "search", "judging", "retriever", "external", "answer"}
+    | {"remote_search", "remote_view", "ingestion", "bulk", "workers", "distributed", "copying", "planning"}
     | {"observing", "fitting", "calibrating", "estimating", "evaluation"}
     | {"verify", "verify_diagnosis", "verify_reference", "verify_texts"},
     {"embeddings", "llms", "mteb_adapter", "plots", "page", "report", "calibration_page", "terminal", "demo", "testing"}
-    | {"cli", "cli_export", "cli_learning", "cli_models", "cli_options"},
+    | {"cli", "cli_export", "cli_engines", "cli_index", "cli_learning", "cli_models", "cli_options"},
 ]
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_rag.errors import InputError
-from gemma_rag.routing import Gate, Summaries, Tree, summarize
+from gemma_rag.routing import Gate, Overview, Tree
+from gemma_rag.summaries import Summaries, summarize
 from gemma_rag.vectors import Floats, unit
 
 COSINES = st.integers(-1000, 1000).map(lambda thousandths: thousandths / 1000)
@@ -33,14 +34,20 @@ def numbers(*lists: Sequence[int]) -> list[np.ndarray]:
     return [np.array(items, dtype=np.int64) for items in lists]
 
 
-def one_each(vectors: Floats) -> Summaries:
+def overview(vectors: Floats, members: Sequence[np.ndarray]) -> Overview:
+    """Of categories without paths, as one segment holds them."""
+    tree = Tree([f"c{code:05}" for code in range(len(members))])
+    return Overview([(summarize(vectors, members), np.arange(len(members)))], tree)
+
+
+def one_each(vectors: Floats) -> Overview:
     """Every vector a category."""
-    return summarize(vectors, numbers(*([row] for row in range(len(vectors)))))
+    return overview(vectors, numbers(*([row] for row in range(len(vectors)))))
 
 
-def whole(vectors: Floats) -> Summaries:
+def whole(vectors: Floats) -> Overview:
     """All vectors one category."""
-    return summarize(vectors, numbers(range(len(vectors))))
+    return overview(vectors, numbers(range(len(vectors))))
 
 
 def cluster(random: np.random.Generator, n: int, d: int, spread: float) -> tuple[Floats, Floats]:
@@ -53,58 +60,6 @@ def cluster(random: np.random.Generator, n: int, d: int, spread: float) -> tuple
 def shares(scores: Floats, temperature: float) -> np.ndarray:
     weights = np.exp(scores.astype(np.float64) / temperature)
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-# -- summaries --------------------------------------------------------------------------------------------------------
-
-
-def test_a_summary_by_hand() -> None:
-    # category 0: (1, 0) and (0, 1), mean (0.5, 0.5), both 1/sqrt 2 from it along (1, -1)/sqrt 2: a variance of 0.5
-    # category 1: one vector, which varies nowhere
-    found = summarize(rows([1, 0], [0, 1], [0.6, 0.8]), numbers([0, 1], [2]))
-    assert found.means == pytest.approx(rows([0.5, 0.5], [0.6, 0.8]))
-    assert found.sizes.tolist() == [2, 1]
-    assert np.abs(found.directions) == pytest.approx(rows([math.sqrt(0.5), math.sqrt(0.5)]))
-    assert found.variances == pytest.approx([0.5])
-    assert found.owners.tolist() == [0]
-    assert found.residuals == pytest.approx([0, 0], abs=1e-7)
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 9, 24, 25, 100])  # 24 = 2 d: above it, directions are found in another way
-def test_directions_are_at_most_eight_unit_vectors_and_the_residual_is_the_rest(n: int) -> None:
-    vectors = unit(np.random.default_rng(n).normal(size=(n, 12)))
-    found = whole(vectors)
-    m = len(found.variances)
-    assert m == min(8, n - 1)
-    assert found.directions @ found.directions.T == pytest.approx(np.eye(m), abs=1e-5)
-    assert (np.diff(found.variances) <= 0).all()
-    assert found.variances == pytest.approx(np.var(vectors @ found.directions.T, axis=0), abs=1e-6)
-    assert found.variances.sum() + found.residuals[0] * (12 - m) == pytest.approx(np.var(vectors, axis=0).sum(), abs=1e-6)
-
-
-def test_the_directions_of_a_category_stand_together_in_the_order_of_the_categories() -> None:
-    vectors = unit(np.random.default_rng(0).normal(size=(20, 12)))
-    found = summarize(vectors, numbers(range(3), [3], range(4, 20)))
-    assert found.owners.tolist() == [0, 0, 2, 2, 2, 2, 2, 2, 2, 2]
-
-
-def test_both_ways_of_finding_directions_agree() -> None:
-    vectors = unit(np.random.default_rng(0).normal(size=(10, 8)))  # at most 16 vectors: one way; 30: the other
-    few, many = whole(vectors), whole(np.tile(vectors, (3, 1)))
-    assert few.variances == pytest.approx(many.variances, abs=1e-6)
-    assert np.abs((few.directions * many.directions).sum(axis=1)) == pytest.approx(np.ones(8), abs=1e-4)
-
-
-def test_a_vector_of_two_categories_counts_in_both() -> None:
-    found = summarize(rows([1, 0], [0, 1]), numbers([0], [0, 1]))
-    assert found.sizes.tolist() == [1, 2]
-    assert found.expected_best(rows([1, 0])) == pytest.approx(rows([1, 1]), abs=1e-4)
-
-
-def test_no_categories_have_an_empty_summary() -> None:
-    found = summarize(NONE, [])
-    assert [len(part) for part in found] == [0] * 6
-    assert found.expected_best(rows([1, 0], [0, 1])).shape == (2, 0)
 
 
 # -- expected_best ----------------------------------------------------------------------------------------------------
@@ -162,15 +117,16 @@ def test_a_category_of_two_clusters_is_found_by_a_question_near_the_small_one() 
     # broad: 95 vectors at (1, 0, 0) and 5 at (0, 1, 0). To (0, 1, 0) their mean cosine is 0.05, the deviation is
     # sqrt(0.05 * 0.95) = 0.218, and sqrt(2 ln 100) = 3.035 of them are 0.661: in sum 0.711. narrow: 0.6 throughout
     vectors = np.repeat(rows([1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]), [95, 5, 20], axis=0)
-    found = summarize(vectors, numbers(range(100), range(100, 120)))
+    found = overview(vectors, numbers(range(100), range(100, 120)))
     assert found.expected_best(rows([0, 1, 0])) == pytest.approx(rows([0.7115, 0.6]), abs=1e-3)
-    assert (rows([0, 1, 0]) @ found.means.T)[0].argmax() == 1  # its mean would not have found it
+    means = summarize(vectors, numbers(range(100), range(100, 120))).means
+    assert (rows([0, 1, 0]) @ means.T)[0].argmax() == 1  # its mean would not have found it
 
 
 def test_many_questions_are_scored_as_one_by_one() -> None:
     random = np.random.default_rng(0)
     vectors, queries = unit(random.normal(size=(40, 12))), unit(random.normal(size=(600, 12)))
-    found = summarize(vectors, numbers([0], range(1, 15), [15, 16], range(17, 40)))
+    found = overview(vectors, numbers([0], range(1, 15), [15, 16], range(17, 40)))
     singly = np.concatenate([found.expected_best(query[None]) for query in queries])
     assert found.expected_best(queries) == pytest.approx(singly, abs=1e-6)
 
@@ -179,12 +135,110 @@ def test_categories_are_scored_together_as_alone() -> None:
     random = np.random.default_rng(1)
     vectors, queries = unit(random.normal(size=(40, 12))), unit(random.normal(size=(5, 12)))
     members = numbers([0], range(1, 15), [15, 15, 15], range(16, 40), [0, 1])  # the first and third without directions
-    alone = np.concatenate([summarize(vectors, [own]).expected_best(queries) for own in members], axis=1)
-    assert summarize(vectors, members).expected_best(queries) == pytest.approx(alone, abs=1e-6)
+    alone = np.concatenate([overview(vectors, [own]).expected_best(queries) for own in members], axis=1)
+    assert overview(vectors, members).expected_best(queries) == pytest.approx(alone, abs=1e-6)
 
 
 def test_no_questions_have_no_expected_best() -> None:
     assert one_each(rows([1, 0], [0, 1])).expected_best(NONE).shape == (0, 2)
+
+
+def test_a_vector_of_two_categories_counts_in_both() -> None:
+    found = overview(rows([1, 0], [0, 1]), numbers([0], [0, 1]))
+    assert found.sizes.tolist() == [1, 2]
+    assert found.expected_best(rows([1, 0])) == pytest.approx(rows([1, 1]), abs=1e-4)
+
+
+def test_no_categories_have_no_expected_best() -> None:
+    assert overview(NONE, []).expected_best(rows([1, 0], [0, 1])).shape == (2, 0)
+    assert Overview([], Tree([])).expected_best(rows([1, 0])).shape == (1, 0)
+
+
+# -- overview ---------------------------------------------------------------------------------------------------------
+
+
+def by_hand(summaries: Summaries, group: int, query: Floats) -> float:
+    """The expected best of one group: docs/decisions/0006."""
+    own = summaries.owners == group
+    along = (summaries.directions[own].astype(np.float64) @ query) ** 2
+    rest = max(0.0, 1.0 - along.sum())
+    deviation = math.sqrt(float((along * summaries.variances[own]).sum()) + float(summaries.residuals[group]) * rest)
+    n = int(summaries.sizes[group])
+    best = float(summaries.means[group] @ query) + min(math.sqrt(2 * math.log(n)), math.sqrt(n - 1)) * deviation
+    return min(1.0, max(-1.0, best))
+
+
+def parted(seed: int, categories: int, segments: int, d: int) -> tuple[Floats, list[tuple[Summaries, np.ndarray]]]:
+    """Questions, and segments that hold some vectors of some categories each, of a few to more than there are directions."""
+    random = np.random.default_rng(seed)
+    groups = []
+    for _ in range(segments):
+        codes = random.permutation(categories)[: random.integers(1, categories + 1)]
+        sizes = random.choice([1, 2, 5, 12, 30], size=len(codes))
+        vectors = unit(random.normal(size=(sizes.sum(), d)))
+        groups.append((summarize(vectors, np.split(np.arange(len(vectors)), np.cumsum(sizes)[:-1])), codes.astype(np.int64)))
+    return unit(random.normal(size=(3, d))), groups
+
+
+@given(SEEDS, st.integers(1, 6), st.integers(1, 4), st.sampled_from([2, 5, 20]))
+def test_a_node_scores_as_the_best_group_below_it(seed: int, categories: int, segments: int, d: int) -> None:
+    names = ["A", "A/1", "A/2/x", "B/1", "B/2", "C"][:categories]
+    tree, (queries, groups) = Tree(names), parted(seed, categories, segments, d)
+    dead = seed % categories  # has no documents any more
+    kept = [(summaries, np.where(codes == dead, -1, codes)) for summaries, codes in groups]
+    expected, sizes = np.full((3, len(tree)), -1.0), np.zeros(len(tree), dtype=np.int64)
+    for summaries, codes in kept:
+        for group, code in enumerate(codes.tolist()):
+            for node in above(tree, int(tree.leaves[code])) if code >= 0 else []:
+                sizes[node] += summaries.sizes[group]
+                found = [by_hand(summaries, group, query) for query in queries]
+                expected[:, node] = np.maximum(expected[:, node], found)
+    made = Overview(kept, tree)
+    assert made.sizes.tolist() == sizes.tolist()
+    assert made.expected_best(queries) == pytest.approx(expected, abs=1e-5)
+
+
+@given(SEEDS, st.integers(1, 6), st.integers(1, 4))
+def test_the_order_of_segments_does_not_matter(seed: int, categories: int, segments: int) -> None:
+    tree, (queries, groups) = Tree(["A", "A/1", "A/2/x", "B/1", "B/2", "C"][:categories]), parted(seed, categories, segments, 5)
+    one, other = Overview(groups, tree), Overview(groups[::-1], tree)
+    assert one.expected_best(queries) == pytest.approx(other.expected_best(queries), abs=1e-6)
+    assert one.sizes.tolist() == other.sizes.tolist()
+
+
+def test_a_category_that_came_in_two_segments_scores_as_the_better_one() -> None:
+    # one vector each: (1, 0) has cosine 0.6 with (0.6, 0.8), and (0, 1) has 0.8
+    one, two = summarize(rows([1, 0]), numbers([0])), summarize(rows([0, 1]), numbers([0]))
+    found = Overview([(one, np.array([0])), (two, np.array([0]))], Tree(["only"]))
+    assert found.expected_best(rows([0.6, 0.8], [1, 0])) == pytest.approx(rows([0.8], [1]))
+    assert found.sizes.tolist() == [2]
+
+
+def test_a_folder_scores_as_its_best_category() -> None:
+    # nodes: IT, X, IT/a, IT/b
+    tree = Tree(["IT/a", "IT/b", "X"])
+    found = Overview([(summarize(rows([1, 0], [0.6, 0.8], [0, 1]), numbers([0], [1], [2])), np.arange(3))], tree)
+    assert found.expected_best(rows([0, 1])) == pytest.approx(rows([0.8, 1, 0, 0.8]))
+    assert found.sizes.tolist() == [2, 1, 1, 1]
+
+
+def test_what_nothing_is_known_of_has_the_least_cosine() -> None:
+    groups = [(summarize(rows([1, 0], [0, 1]), numbers([0], [1])), np.array([-1, 1]))]
+    found = Overview(groups, Tree(["A", "B"]))
+    assert found.expected_best(rows([1, 0])).tolist() == [[-1, 0]]
+    assert Overview([], Tree(["A", "B"])).expected_best(rows([1, 0])).tolist() == [[-1, -1]]
+
+
+def test_an_overview_leaves_the_arrays_that_it_is_made_of_as_they_are() -> None:
+    queries, groups = parted(0, 3, 2, 20)
+    for summaries, _ in groups:
+        for array in summaries:
+            array.setflags(write=False)
+    tree = Tree(["A", "B", "C"])
+    first = Overview(groups, tree).expected_best(queries)
+    made = Overview(groups, tree)
+    assert (made.expected_best(queries) == first).all()
+    assert (made.expected_best(queries) == first).all()  # the second time as the first
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
@@ -254,7 +308,7 @@ def test_scores_are_float32(name_weight: float) -> None:
 
 def test_scores_of_no_categories_have_no_columns() -> None:
     owners = np.zeros(0, dtype=np.int64)
-    assert Gate().scores(rows([1, 0]), rows([1, 0]), NONE, owners, summarize(NONE, [])).shape == (1, 0)
+    assert Gate().scores(rows([1, 0]), rows([1, 0]), NONE, owners, overview(NONE, [])).shape == (1, 0)
 
 
 # -- probabilities ----------------------------------------------------------------------------------------------------
@@ -409,6 +463,22 @@ def test_one_good_category_among_ten_thousand_is_found() -> None:
     scores = np.zeros((1, 10_000), dtype=np.float32)
     scores[0, 7_777] = 1.0  # holds e^20 / (e^20 + 9,999) = 0.99998
     assert np.flatnonzero(Gate().open(scores)[0]).tolist() == [7_777]
+
+
+@given(st.data(), st.integers(1, 8), st.integers(1, 3), MASSES | st.just(1.0), st.none() | st.integers(1, 9))
+def test_of_equal_shares_those_of_the_better_scores_are_kept(
+    data: st.DataObject, columns: int, count: int, mass: float, most: int | None
+) -> None:
+    few = st.lists(st.integers(0, 3), min_size=columns, max_size=columns)
+    held = np.array(data.draw(st.lists(few, min_size=count, max_size=count)), dtype=np.float64) / 4
+    scores = rows(*data.draw(st.lists(few, min_size=count, max_size=count)))
+    expected = np.zeros(held.shape, dtype=bool)
+    for row in range(count):
+        so_far = 0.0
+        for column in sorted(range(columns), key=lambda i: (-held[row, i], -scores[row, i]))[:most]:
+            expected[row, column] = held[row].any() and (so_far == 0.0 or mass == 1.0 or so_far < mass * held[row].sum())
+            so_far += held[row, column]
+    assert Gate(mass=mass).keep(held, scores, most).tolist() == expected.tolist()
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------
@@ -685,11 +755,11 @@ def test_ten_thousand_categories_are_summarised_scored_and_walked_in_seconds() -
     vectors = unit(random.normal(size=(30_000, 16)))
     started = time.process_time()
     tree = Tree([f"{i % 10}/{i // 10 % 10}/{i}" for i in range(10_000)])
-    members = tree.spread(list(np.arange(30_000).reshape(10_000, 3)))
+    groups = [(summarize(vectors, list(np.arange(30_000).reshape(10_000, 3))), np.arange(10_000))]
     names = tree.spread(list(np.arange(10_000)[:, None]))
     owners = np.repeat(np.arange(len(tree)), [len(own) for own in names])
     queries = vectors[[3 * 1234, 3 * 5678]]
-    scores = Gate().scores(queries, queries, vectors[::3][np.concatenate(names)], owners, summarize(vectors, members))
+    scores = Gate().scores(queries, queries, vectors[::3][np.concatenate(names)], owners, Overview(groups, tree))
     _, opened = tree.walk(Gate(mass=1.0), scores, np.ones(10_000, dtype=bool), max_categories=1)
     seconds = time.process_time() - started
     assert (scores[0, tree.leaves].argmax(), scores[1, tree.leaves].argmax()) == (1234, 5678)

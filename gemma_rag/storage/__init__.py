@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gemma_rag.storage.manifest import Manifest
-from gemma_rag.storage.reader import Snapshot, StoredCategory
-from gemma_rag.storage.store import Entry, Store
+from gemma_rag.storage.base import Entry, KnowledgeStore, StoredCategory
+from gemma_rag.storage.manifest import EngineAddress, Manifest
+from gemma_rag.storage.reader import Snapshot
+from gemma_rag.storage.store import Store
 
-__all__ = ["Entry", "Manifest", "Snapshot", "Store", "StoredCategory"]
+__all__ = ["EngineAddress", "Entry", "KnowledgeStore", "Manifest", "Snapshot", "Store", "StoredCategory"]

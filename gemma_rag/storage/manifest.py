@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gemma_rag.encoders.base import Space
 from gemma_rag.errors import KnowledgeBaseError
+from gemma_rag.index.compressed import Precision
 from gemma_rag.storage.files import canonical_json, replace_file
 
 FORMAT = "gemma-rag knowledge base"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 
+EngineName: TypeAlias = Literal["faiss", "milvus", "chroma"]
 
-class Segment(BaseModel):
-    """A pair of vector files, as the manifest names it."""
+
+class GraphFile(BaseModel):
+    """A graph over the rows of a large category in a segment, as the manifest names it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    vectors: str
-    rows: str
-    count: int
-    vectors_sha256: str
-    rows_sha256: str
+    file: str
+    first: int = Field(description="The category's first row in the segment.")
+    rows: int
+    size: int = Field(description="Bytes.")
+    sha256: str
+
+
+class Segment(BaseModel):
+    """A file of vectors, as the manifest names it, and the graphs that `compact` built over its large categories."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    rows: int
+    sha256: str
+    graphs: list[GraphFile] = []
 
 
 class Attachment(BaseModel):
@@ -39,6 +54,34 @@ class Attachment(BaseModel):
 
     file: str
     sha256: str
+
+
+class EngineAddress(BaseModel):
+    """Where the vectors of a knowledge base are; never with a secret in it.
+
+    Attributes:
+        name: ``faiss``: in the folder itself; ``milvus`` or ``chroma``: in that database.
+        uri: Where it is: ``http://host:port``, or the file or folder of an embedded one. Credentials come from the environment.
+        collection: What the knowledge base is called there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    name: EngineName = "faiss"
+    uri: str | None = None
+    collection: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> EngineAddress:
+        if self.name == "faiss" and (self.uri or self.collection):
+            raise ValueError("engine faiss keeps everything in the folder of the knowledge base: leave uri and collection out")
+        if self.name != "faiss" and not self.uri:
+            raise ValueError(f"engine {self.name} needs a uri: http://host:port, or the path of an embedded one")
+        if self.uri and re.match(r"\w+://[^/]*@", self.uri):
+            raise ValueError(
+                f"the uri carries credentials: put a token into GEMMA_RAG_{self.name.upper()}_TOKEN and leave it out of the uri"
+            )
+        return self
 
 
 class Manifest(BaseModel):
@@ -58,7 +101,11 @@ class Manifest(BaseModel):
     chunks: int = 0
     categories: int = 0
     content_sha256: str = Field(default="0" * 64, description="Sum, modulo 2^256, of a SHA-256 of every row.")
+    engine: EngineAddress = EngineAddress()
+    tails: Precision = Field(default="float32", description="In what the components after the first 128 are stored.")
+    graphs_above: int | None = Field(default=None, description="Rows of a category above which `compact` builds a graph.")
     segments: list[Segment] = []
+    pending: list[str] = Field(default=[], description="Documents whose older rows are still to be deleted on the server.")
     attachments: dict[str, Attachment] = {}
 
 

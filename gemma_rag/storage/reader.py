@@ -8,53 +8,44 @@ import json
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gemma_rag.documents import Category, Chunk, Document
 from gemma_rag.errors import KnowledgeBaseError
+from gemma_rag.storage.arrays import CURE
+from gemma_rag.storage.base import Entry, StoredCategory
 from gemma_rag.storage.files import canonical_json
 from gemma_rag.storage.manifest import Manifest, read_manifest
-from gemma_rag.storage.segments import CURE, Ints, Segments
-from gemma_rag.vectors import Floats
+from gemma_rag.storage.segments import Ints, SegmentData, Segments
 
 DATABASE = "documents.sqlite"
+_BATCH = 500  # rows that are read at a time
 ATTACHED = "attached-"
 LIVE = "born <= :generation AND (died IS NULL OR died > :generation)"
 """Condition on a row: it belongs to the generation."""
 
 
-class StoredCategory(NamedTuple):
-    """A category with its vectors, shape ``(1 + examples, dimensions)``: of name and description, then of each example."""
-
-    category: Category
-    vectors: Floats
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """One generation, ready to be searched. Rows are sorted by category, then by document, then by place in it.
+    """One generation, as a search reads it.
 
     Attributes:
         generation: Which one.
-        vectors: float32 of shape ``(chunks, dimensions)``, rows of norm 1; memory-mapped where no row had to be moved.
-        chunks: int64 of shape ``(chunks,)``: the chunk of each row.
-        documents: int64 of shape ``(chunks,)``: the document of each row.
-        codes: int64 of shape ``(chunks,)``: the category of each row, an index into `categories`.
-        guests: int64 of shape ``(m, 2)``, sorted: a row, and a further category that its document belongs to.
-        categories: Those that have documents, sorted by name.
+        segments: The names of its segments, and their arrays.
+        dead: int64, ascending: numbers of documents that were deleted or replaced; segments may still have their rows.
+        names: The name of each category by its number.
+        categories: Every category that was ever described or used, sorted by name.
     """
 
     generation: int
-    vectors: Floats
-    chunks: Ints
-    documents: Ints
-    codes: Ints
-    guests: Ints
+    segments: tuple[tuple[str, SegmentData], ...]
+    dead: Ints
+    names: Mapping[int, str]
     categories: tuple[StoredCategory, ...]
 
 
@@ -75,6 +66,7 @@ class Reader:
         self._close = weakref.finalize(self, database.close)  # nobody has to close a knowledge base in memory
         self._segments = Segments(path, manifest.space.dimensions)
         self._files: dict[str, bytes] = {}  # attachments of a store in memory
+        self._known_names: dict[int, str] = {}
 
     def close(self) -> None:
         """Let go of the database file."""
@@ -94,30 +86,15 @@ class Reader:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """Everything that a search needs, of the current generation."""
+        """Everything that a search needs, of the current generation; no document is read."""
         with self._reading():
-            live = self._select(
-                "SELECT chunks.seq, documents.seq, documents.category, documents.also_in "
-                "FROM chunks JOIN documents ON documents.seq = chunks.document "
-                f"WHERE {LIVE} ORDER BY documents.category, documents.seq, chunks.start, chunks.seq"
-            )
-            chunks = np.array([row[0] for row in live], dtype=np.int64)
-            documents = np.array([row[1] for row in live], dtype=np.int64)
-            further = [(i, name) for i, row in enumerate(live) if row[3] != "[]" for name in json.loads(row[3])]
-            used = sorted({row[2] for row in live} | {name for _, name in further})
-            code = {name: i for i, name in enumerate(used)}
-            codes = np.array([code[row[2]] for row in live], dtype=np.int64)
-            known = {item.category.name: item for item in self.stored_categories()}
-            if missing := [name for name in used if name not in known]:
-                raise KnowledgeBaseError(f"{self._name(DATABASE)} is damaged: no vector for the categories {missing}")
+            dead = self._select("SELECT seq FROM documents WHERE died IS NOT NULL AND died <= :generation ORDER BY seq")
             return Snapshot(
                 generation=self.manifest.generation,
-                vectors=self._segments.gather(self.manifest.segments, chunks),
-                chunks=chunks,
-                documents=documents,
-                codes=codes,
-                guests=np.array(sorted((i, code[name]) for i, name in further), dtype=np.int64).reshape(-1, 2),
-                categories=tuple(known[name] for name in used),
+                segments=tuple((item.file, self._segments.read(item)) for item in self.manifest.segments),
+                dead=np.array([row[0] for row in dead], dtype=np.int64),
+                names=self._names(),
+                categories=tuple(self.stored_categories()),
             )
 
     def stored_categories(self) -> list[StoredCategory]:
@@ -145,17 +122,25 @@ class Reader:
                 found.update({row[0]: row[1] for row in rows if self._is_live(row[2], row[3])})
             return found
 
-    def get(self, document_id: str) -> tuple[Document, list[Chunk], Ints] | None:
-        """A document by its id, with its chunks and their numbers, or None."""
+    def get(self, document_id: str) -> Entry | None:
+        """A document by its id, with its chunks and their vectors, or None."""
         with self._reading():
-            rows = self._select(f"SELECT seq FROM documents WHERE id = :id AND {LIVE}", id=document_id)
+            rows = self._select(f"SELECT seq, category FROM documents WHERE id = :id AND {LIVE}", id=document_id)
+            return self._entry(*rows[0]) if rows else None
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything, a document at a time, in the order in which they came."""
+        last = 0
+        while True:
+            with self._reading():
+                rows = self._select(
+                    f"SELECT seq, category FROM documents WHERE seq > :last AND {LIVE} ORDER BY seq LIMIT {_BATCH}", last=last
+                )
+                found = [self._entry(*row) for row in rows]
             if not rows:
-                return None
-            chunks = self._select(
-                "SELECT start, stop, headings, seq FROM chunks WHERE document = :seq ORDER BY start, seq", seq=rows[0][0]
-            )
-            document = self.documents([rows[0][0]])[rows[0][0]]
-        return document, [_chunk(row) for row in chunks], np.array([row[3] for row in chunks], dtype=np.int64)
+                return
+            yield from found
+            last = rows[-1][0]
 
     def documents(self, numbers: Sequence[int]) -> dict[int, Document]:
         """Documents by their numbers.
@@ -170,8 +155,8 @@ class Reader:
                 rows = self._database.execute(
                     f"SELECT seq, id, category, title, text, metadata, also_in FROM documents WHERE seq IN ({marks})",
                     batch,
-                )
-                found.update({row[0]: _document(row[1:]) for row in rows})
+                ).fetchall()
+                found.update({row[0]: self._document(row[1:]) for row in rows})
         if len(found) < len(set(numbers)):
             raise KnowledgeBaseError(self._rewritten())
         return found
@@ -190,10 +175,25 @@ class Reader:
         return found
 
     def all_documents(self) -> Iterator[Document]:
-        """Every document, in the order in which they came."""
+        """Every document, in the order in which they came; read a little at a time."""
+        last = 0
+        while True:
+            with self._reading():
+                rows = self._select(
+                    "SELECT seq, id, category, title, text, metadata, also_in FROM documents "
+                    f"WHERE seq > :last AND {LIVE} ORDER BY seq LIMIT {_BATCH}",
+                    last=last,
+                )
+                found = [self._document(row[1:]) for row in rows]
+            if not rows:
+                return
+            yield from found
+            last = rows[-1][0]
+
+    def ids(self) -> dict[int, str]:
+        """The id of every document by its number."""
         with self._reading():
-            rows = self._select(f"SELECT id, category, title, text, metadata, also_in FROM documents WHERE {LIVE} ORDER BY seq")
-        return map(_document, rows)
+            return dict(self._select(f"SELECT seq, id FROM documents WHERE {LIVE}"))
 
     def metadata(self) -> dict[int, dict[str, Any]]:
         """The metadata of every document by its number."""
@@ -218,12 +218,43 @@ class Reader:
                 raise KnowledgeBaseError(f"{self._name(item.file)} is damaged: its checksum is wrong. {CURE}")
             return data
 
-    def vectors_of(self, chunks: Ints) -> Floats:
-        """The vectors of chunks by their numbers, in that order."""
-        with self._reading():
-            return self._segments.gather(self.manifest.segments, chunks)
-
     # -- inside: reading --------------------------------------------------------------------------------------------
+
+    def _entry(self, seq: int, category: int) -> Entry:
+        chunks = self._select(
+            "SELECT start, stop, headings, seq FROM chunks WHERE document = :seq ORDER BY start, seq", seq=seq
+        )
+        document = self.documents([seq])[seq]
+        wanted = np.array([row[3] for row in chunks], dtype=np.int64)
+        for item in reversed(self.manifest.segments):
+            data = self._segments.read(item)
+            first, last = np.searchsorted(data.categories, [category, category + 1]).tolist()
+            at = first + int(np.searchsorted(data.documents[first:last], seq))
+            if at < last and data.documents[at] == seq:
+                rows = np.arange(at, min(at + len(wanted), last))
+                if not np.array_equal(data.chunks[rows], wanted):
+                    break
+                return Entry(document, [_chunk(row) for row in chunks], data.vectors(rows))
+        raise KnowledgeBaseError(f"{self._name()} is damaged: document {document.id!r} has chunks without a vector. {CURE}")
+
+    def _document(self, row: Sequence[Any]) -> Document:
+        names = self._names()
+        return Document.model_construct(
+            id=row[0],
+            category=names[row[1]],
+            title=row[2],
+            text=row[3],
+            metadata=json.loads(row[4]),
+            also_in=tuple(names[number] for number in json.loads(row[5])),
+        )
+
+    def _names(self) -> dict[int, str]:
+        """The name of each category by its number; numbers are given once and for all."""
+        known = self._known_names
+        rows = self._database.execute("SELECT number, name FROM names WHERE number > ?", (max(known, default=0),)).fetchall()
+        if rows:
+            self._known_names = known = known | dict(rows)
+        return known
 
     def _check_rows(self) -> None:
         """Compare every live row with the manifest's count and sum."""
@@ -246,9 +277,11 @@ class Reader:
 
     def _row_digest(self, seq: int) -> tuple[int, int]:
         """A number that stands for a document's whole row and its chunks, and how many chunks it has."""
-        row = self._database.execute(
-            "SELECT id, category, also_in, title, text, metadata, hash FROM documents WHERE seq = ?", (seq,)
+        names = self._names()
+        category, also_in, *row = self._database.execute(
+            "SELECT category, also_in, id, title, text, metadata, hash FROM documents WHERE seq = ?", (seq,)
         ).fetchone()
+        row += [names.get(number) for number in (category, *json.loads(also_in))]
         chunks = self._database.execute(
             "SELECT seq, start, stop, headings FROM chunks WHERE document = ? ORDER BY seq", (seq,)
         ).fetchall()
@@ -303,16 +336,10 @@ def category_digest(name: str, description: str, examples: str, vectors: bytes) 
     return int.from_bytes(hashlib.sha256(row.encode("utf-8", "surrogatepass")).digest(), "big")
 
 
-def _document(row: Sequence[Any]) -> Document:
-    return Document.model_construct(
-        id=row[0], category=row[1], title=row[2], text=row[3], metadata=json.loads(row[4]), also_in=tuple(json.loads(row[5]))
-    )
-
-
 def _chunk(row: Sequence[Any]) -> Chunk:
     return Chunk.model_construct(start=row[0], end=row[1], headings=tuple(json.loads(row[2])))
 
 
-def _batches(values: Sequence[Any], size: int = 500) -> Iterator[list[Any]]:
+def _batches(values: Sequence[Any], size: int = _BATCH) -> Iterator[list[Any]]:
     for first in range(0, len(values), size):
         yield list(values[first : first + size])

@@ -1,17 +1,17 @@
-"""Where a knowledge base is kept: documents in SQLite, vectors in memory-mapped arrays, a manifest as the commit point.
+"""Where a knowledge base is kept: documents in SQLite, vectors in memory-mapped segments, a manifest as the commit point.
 
 A folder holds
 
-    manifest.json        format version, space, counts, checksums, and the names of the vector files
+    manifest.json        format version, space, counts, checksums, and the names of the segments
     documents.sqlite     documents, chunks, categories; each row with the generation that it was born in and died in
-    vectors-<g>.npy      float32 (n, dimensions), written once by generation g
-    rows-<g>.npy         int64 (n,), the chunk that each vector belongs to
+    segment-<g>.bin      vectors, words and summaries of what generation g added or merged, written once
+    graph-<g>-<r>.faiss  a graph over the large category whose rows begin at r there, if `compact` was asked to build any
     attached-<g>-<name>  what was learned from labelled questions, written once by generation g
     lock                 held by the one process that writes
 
-A commit writes the new vector files, then the rows of the next generation, and last replaces the manifest, which is
-atomic. Until then every reader, and whoever comes after a kill, sees the generation that the manifest names: rows of a
-later one are not looked at and are swept away by the next writer. Nothing is ever unpickled.
+A commit writes the new segment, then the rows of the next generation, and last replaces the manifest, which is atomic.
+Until then every reader, and whoever comes after a kill, sees the generation that the manifest names: rows of a later one
+are not looked at and are swept away by the next writer. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,49 +19,30 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import json
 import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gemma_rag.documents import Chunk, Document
 from gemma_rag.encoders.base import Space
 from gemma_rag.errors import InputError, KnowledgeBaseError
+from gemma_rag.index.compressed import PRECISIONS, Precision
+from gemma_rag.storage.base import Entry, StoredCategory
+from gemma_rag.storage.building import NewDocument, merged
 from gemma_rag.storage.files import LOCK, canonical_json, connect, locked, remove_abandoned, sync, sync_folder
-from gemma_rag.storage.manifest import Attachment, Manifest, Segment, read_manifest, write_manifest
-from gemma_rag.storage.reader import ATTACHED, DATABASE, LIVE, Reader, StoredCategory, category_digest
-from gemma_rag.storage.segments import Ints
-from gemma_rag.vectors import Floats
+from gemma_rag.storage.manifest import Attachment, Manifest, read_manifest, write_manifest
+from gemma_rag.storage.merging import Merger
+from gemma_rag.storage.reader import ATTACHED, DATABASE, LIVE, Reader, category_digest
+from gemma_rag.storage.tables import SCHEMA, number_of, purge, undo_after, used_categories
 
-_MOST_SEGMENTS = 8
+_KEPT_FOR_READERS = 8
+"""Generations for which deleted documents stay readable by who opened an earlier one."""
+
 _OPEN_TRIES = 5  # a writer may replace the files between our reading of the manifest and of them
-
-_SCHEMA = """
-CREATE TABLE documents (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, category TEXT NOT NULL, also_in TEXT NOT NULL,
-    title TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL, hash TEXT NOT NULL, born INTEGER NOT NULL, died INTEGER);
-CREATE INDEX documents_by_id ON documents (id);
-CREATE TABLE chunks (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER NOT NULL REFERENCES documents (seq),
-    start INTEGER NOT NULL, stop INTEGER NOT NULL, headings TEXT NOT NULL);
-CREATE INDEX chunks_by_document ON chunks (document);
-CREATE TABLE categories (
-    name TEXT NOT NULL, description TEXT NOT NULL, examples TEXT NOT NULL, vectors BLOB NOT NULL, born INTEGER NOT NULL,
-    died INTEGER);
-"""
-
-
-class Entry(NamedTuple):
-    """A document with its chunks and their vectors, shape ``(len(chunks), dimensions)``."""
-
-    document: Document
-    chunks: Sequence[Chunk]
-    vectors: Floats
 
 
 class Store(Reader):
@@ -76,9 +57,15 @@ class Store(Reader):
     def create(cls, space: Space, recipe: Mapping[str, Any], chunking: Mapping[str, Any]) -> Store:
         """An empty store in memory."""
         database = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-        database.executescript(_SCHEMA)
+        database.executescript(SCHEMA)
         manifest = Manifest(space=space, fingerprint=space.fingerprint, recipe=dict(recipe), chunking=dict(chunking))
         return cls(manifest, database, None)
+
+    @classmethod
+    def create_in(cls, path: Path, space: Space, recipe: Mapping[str, Any], chunking: Mapping[str, Any]) -> Store:
+        """An empty store in a new folder."""
+        with contextlib.closing(cls.create(space, recipe, chunking)) as empty:
+            return empty.save(path)
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Store:
@@ -138,7 +125,51 @@ class Store(Reader):
                 self._recover()
                 raise
             self.manifest = manifest
-            self._sweep(before, manifest)
+            self._sweep(manifest)
+
+    def compact(self, tails: Precision | None = None, graphs_above: int | None = None) -> None:
+        """Forget what was deleted, and put all vectors into one segment; costs what the store holds.
+
+        A reader of an earlier generation is told to refresh.
+
+        Args:
+            tails: How the components after the first 128 are stored from now on: ``float16`` halves them, and a cosine is off
+                by up to about 2e-5 (3e-6 on average); ``int8`` makes a quarter of them, and it is off by up to about 1e-3
+                (1e-4). Vectors that are read again have norm 1. What was rounded stays so. None: as they are.
+            graphs_above: Build a graph (HNSW in FAISS) over each category of more rows than this, by which searches with a
+                plan find about what looking at each row finds. It lasts until a commit merges its segment, which it does with
+                segments of up to 100,000 rows, and every later `compact` builds it again. 0: none from now on. None: as before.
+
+        Raises:
+            InputError: The vectors are stored in less than `tails` already, or `graphs_above` is negative.
+            MissingExtra: FAISS is not installed, and there is a graph to be built.
+            KnowledgeBaseError: Another process is writing, or the disk failed.
+        """
+        with self._guard, self._writing():
+            before = self.manifest
+            chosen = self._checked(tails or before.tails)
+            above = before.graphs_above if graphs_above is None else graphs_above or None
+            if above is not None and above < 0:
+                raise InputError(f"graphs are built above a number of rows, 0 for none; {above} came")
+            generation = before.generation + 1
+            try:
+                with self._explained():
+                    self._database.execute("BEGIN IMMEDIATE")
+                    undo_after(self._database, before.generation)
+                    merger = self._merger(generation, chosen)
+                    segments = merger.with_graphs(merger.merged(before.segments), above)
+                    self._database.execute("COMMIT")
+                    changes = {"generation": generation, "segments": segments, "tails": chosen, "graphs_above": above}
+                    manifest = before.model_copy(update=changes)
+                    if self.path is not None:
+                        write_manifest(self.path, manifest)
+            except BaseException:
+                self._recover()
+                raise
+            self.manifest = manifest
+            self._sweep(manifest, horizon=generation)
+            with contextlib.suppress(sqlite3.OperationalError):  # a reader is in the way: the file stays larger than it need be
+                self._database.execute("VACUUM")
 
     def attach(self, files: Mapping[str, bytes | None]) -> None:
         """Keep files with the folder, or let go of them (None), as one generation.
@@ -155,7 +186,7 @@ class Store(Reader):
             try:
                 with self._explained():
                     self._database.execute("BEGIN IMMEDIATE")
-                    self._undo_after(before.generation)
+                    undo_after(self._database, before.generation)
                     self._database.execute("COMMIT")
                     kept = {name: item for name, item in before.attachments.items() if name not in files}
                     new = {name: data for name, data in files.items() if data is not None}
@@ -167,7 +198,7 @@ class Store(Reader):
                 self._recover()
                 raise
             self.manifest = manifest
-            self._sweep(before, manifest)
+            self._sweep(manifest)
 
     def save(self, path: Path) -> Store:
         """Write everything into a new folder, which appears only when it is complete, and open that.
@@ -204,12 +235,17 @@ class Store(Reader):
         manifest = self.manifest.model_copy(update={"identity": uuid.uuid4().hex, "segments": []})
         copy = Store(manifest, database, folder)
         try:
-            copy._undo_after(manifest.generation)
-            copy._purge(manifest.generation)
+            undo_after(database, manifest.generation)
+            dead = self.snapshot().dead
+            database.execute("UPDATE documents SET dropped = died WHERE died IS NOT NULL")
+            purge(database, manifest.generation)
             database.execute("VACUUM")
             if manifest.chunks:
-                snapshot = self.snapshot()
-                manifest.segments = [copy._segments.write(manifest.generation, snapshot.vectors, snapshot.chunks)]
+                rows, arrays = merged([self._segments.read(item) for item in self.manifest.segments], dead, manifest.tails)
+                written = copy._segments.write(f"segment-{manifest.generation}.bin", rows, arrays)
+                manifest.segments = copy._merger(manifest.generation, manifest.tails).with_graphs(
+                    [written], manifest.graphs_above
+                )
             manifest.attachments = {
                 name: copy._write_file(manifest.generation, name, data)
                 for name in self.manifest.attachments
@@ -218,6 +254,18 @@ class Store(Reader):
             write_manifest(folder, manifest)
         finally:
             copy.close()
+
+    def _checked(self, tails: Precision) -> Precision:
+        """The precision that was asked for, if it can be had."""
+        if tails not in PRECISIONS:
+            raise InputError(f"vectors are stored as {', '.join(PRECISIONS)}; {tails!r} came")
+        stored = self.manifest.tails
+        if PRECISIONS.index(tails) < PRECISIONS.index(stored):
+            raise InputError(
+                f"{self._name()} has stored its vectors as {stored}, and {tails} cannot bring back what was rounded: index the "
+                "documents anew"
+            )
+        return tails
 
     def _recover(self) -> None:
         """After a failure: back to what the folder says, which may be the new state."""
@@ -257,7 +305,7 @@ class Store(Reader):
     ) -> Manifest:
         run = self._database.execute
         run("BEGIN IMMEDIATE")
-        self._undo_after(before.generation)
+        undo_after(self._database, before.generation)
         content = int(before.content_sha256, 16)
         documents, chunks = before.documents, before.chunks
         for gone in dict.fromkeys([*delete, *(entry.document.id for entry in entries)]):
@@ -265,17 +313,20 @@ class Store(Reader):
                 digest, count = self._row_digest(seq)
                 content, documents, chunks = content - digest, documents - 1, chunks - count
                 run("UPDATE documents SET died = ? WHERE seq = ?", (generation, seq))
-        numbers: list[int] = []
+        for name in sorted({name for item in entries for name in (item.document.category, *item.document.also_in)}):
+            number_of(self._database, name)
+        new: list[NewDocument] = []
         for document, places, vectors in entries:
             if len(places) != len(vectors) or not len(places):
                 raise InputError(f"document {document.id!r} came with {len(places)} chunks and {len(vectors)} vectors")
+            home, *further = (number_of(self._database, name) for name in (document.category, *document.also_in))
             seq = run(
                 "INSERT INTO documents (id, category, also_in, title, text, metadata, hash, born) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     document.id,
-                    document.category,
-                    canonical_json(document.also_in),
+                    home,
+                    canonical_json(further),
                     document.title,
                     document.text,
                     canonical_json(document.metadata),
@@ -283,13 +334,19 @@ class Store(Reader):
                     generation,
                 ),
             ).lastrowid
-            for place in places:
+            number = int(seq or 0)
+            self._database.executemany("INSERT INTO guests VALUES (?, ?)", [(code, number) for code in further])
+            order = sorted(range(len(places)), key=lambda i: places[i].start)
+            numbers = []
+            for place in (places[i] for i in order):
                 row = run(
                     "INSERT INTO chunks (document, start, stop, headings) VALUES (?, ?, ?, ?)",
-                    (seq, place.start, place.end, canonical_json(place.headings)),
+                    (number, place.start, place.end, canonical_json(place.headings)),
                 )
                 numbers.append(int(row.lastrowid or 0))
-            digest, count = self._row_digest(int(seq or 0))
+            text = f"{document.title}\n{document.text}"
+            new.append(NewDocument(number, home, further, numbers, np.asarray(vectors)[order], text))
+            digest, count = self._row_digest(number)
             content, documents, chunks = content + digest, documents + 1, chunks + count
         for category, vectors in categories:
             for old in self._select(
@@ -305,77 +362,33 @@ class Store(Reader):
                 (category.name, category.description, examples, blob, generation),
             )
             content += category_digest(category.name, category.description, examples, blob)
-        used = run(f"SELECT DISTINCT category, also_in FROM documents WHERE {LIVE}", {"generation": generation}).fetchall()
         manifest = before.model_copy(
             update={
                 "generation": generation,
                 "documents": documents,
                 "chunks": chunks,
-                "categories": len({name for first, further in used for name in (first, *json.loads(further))}),
+                "categories": used_categories(self._database),
                 "content_sha256": f"{content % 2**256:064x}",
-                "segments": self._write_vectors(before, generation, chunks, entries, np.array(numbers, dtype=np.int64)),
+                "segments": self._merger(generation, before.tails).appended(before.segments, chunks, new),
             }
         )
         run("COMMIT")
         return manifest
 
-    def _write_vectors(
-        self, before: Manifest, generation: int, live: int, entries: Sequence[Entry], numbers: Ints
-    ) -> list[Segment]:
-        """Append a segment, or, where there are many or most rows are dead, write all live rows into a new one."""
-        new = (
-            np.concatenate([entry.vectors for entry in entries])
-            if entries
-            else np.zeros((0, before.space.dimensions), np.float32)
-        )
-        stored = sum(segment.count for segment in before.segments) + len(new)
-        if len(before.segments) < _MOST_SEGMENTS and stored <= 2 * live:
-            return [*before.segments, self._segments.write(generation, new, numbers)] if len(new) else list(before.segments)
-        rows = np.array(
-            [
-                row[0]
-                for row in self._select(
-                    "SELECT chunks.seq FROM chunks JOIN documents ON documents.seq = chunks.document WHERE died IS NULL "
-                    "ORDER BY documents.category, documents.seq, chunks.start, chunks.seq"
-                )
-            ],
-            dtype=np.int64,
-        )
-        if not len(rows):
-            return []
-        vectors = self._segments.gather(before.segments, rows, extra=(numbers, new))
-        return [self._segments.write(generation, vectors, rows)]
+    def _merger(self, generation: int, tails: Precision) -> Merger:
+        return Merger(self._segments, self._database, generation, self.manifest.space.dimensions, tails)
 
-    def _undo_after(self, generation: int) -> None:
-        """Take back rows of generations that were never published (a writer was killed)."""
-        run = self._database.execute
-        run("DELETE FROM chunks WHERE document IN (SELECT seq FROM documents WHERE born > ?)", (generation,))
-        run("DELETE FROM documents WHERE born > ?", (generation,))
-        run("DELETE FROM categories WHERE born > ?", (generation,))
-        run("UPDATE documents SET died = NULL WHERE died > ?", (generation,))
-        run("UPDATE categories SET died = NULL WHERE died > ?", (generation,))
-
-    def _purge(self, generation: int) -> None:
-        """Forget rows that died in that generation or before."""
-        run = self._database.execute
-        run("DELETE FROM chunks WHERE document IN (SELECT seq FROM documents WHERE died <= ?)", (generation,))
-        run("DELETE FROM documents WHERE died <= ?", (generation,))
-        run("DELETE FROM categories WHERE died <= ?", (generation,))
-        run(f"PRAGMA user_version = {int(generation)}")  # generations before this one are no longer whole
-
-    def _sweep(self, before: Manifest, now: Manifest) -> None:
+    def _sweep(self, now: Manifest, horizon: int | None = None) -> None:
         """Remove what no generation from now on needs. A kill in here leaves rubbish, never a wrong answer."""
-        rewritten = bool(before.segments) and all(segment not in now.segments for segment in before.segments)
-        if rewritten:
-            try:
-                self._database.execute("BEGIN IMMEDIATE")
-                self._purge(now.generation)
-                self._database.execute("COMMIT")
-            except sqlite3.OperationalError:
-                pass  # a reader is in the way: the next rewrite purges
-            finally:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            purge(self._database, now.generation - _KEPT_FOR_READERS if horizon is None else horizon)
+            self._database.execute("COMMIT")
+        except sqlite3.OperationalError:
+            pass  # a reader is in the way: the next commit purges
+        finally:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
         self._segments.sweep(now.segments)
         kept = {item.file for item in now.attachments.values()}
         self._files = {file: data for file, data in self._files.items() if file in kept}

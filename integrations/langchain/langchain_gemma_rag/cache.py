@@ -140,12 +140,12 @@ class RoleSafeCache(Embeddings):
         ]
 
     def _key(self, role: Role, text: str, title: str = "") -> str:
+        for each in (text, title):
+            if not isinstance(each, str):
+                raise InputError(f"a text to embed is a string, and so is a title, and one is a {type(each).__name__}")
         fingerprint = self.embeddings.space.fingerprint if isinstance(self.embeddings, GemmaEmbeddings) else None
         fields = [_LAYOUT, self.namespace, fingerprint, role, title, text]
-        try:
-            return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
-        except TypeError:
-            raise InputError(f"a text to embed is a string, and one is a {type(text).__name__}") from None
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
     def _read(self, keys: Sequence[str], values: Sequence[bytes | None]) -> dict[str, Vector]:
         """The vectors that the store has, whole."""

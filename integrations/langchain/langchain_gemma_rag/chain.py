@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+import inspect
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from gemma_rag.errors import InputError
 from gemma_rag.grounding import Language, piece_text
 from gemma_rag.results import Retrieval
 from langchain_gemma_rag.cache import gemma_embeddings
-from langchain_gemma_rag.documents import Retrieved, as_document, as_hit
+from langchain_gemma_rag.documents import Retrieved, as_document, as_hit, each_once
 from langchain_gemma_rag.retriever import TwoStageRetriever
 
 NAME = "GroundedChain"
@@ -34,6 +35,7 @@ def create_grounded_chain(
     What comes out is ``{"documents", "answer", "citations", "outcome"}``: the documents that the model saw, numbered from 1
     in their order; the text, which cites them as ``[1]``; for each document cited a dict of ``number``, ``id``, ``title``,
     ``category`` and ``quote``; and how the question ended (`gemma_rag.results.Outcome`), ``answered`` or a reason.
+    A document that comes several times, as a `MultiQueryRetriever` brings it, counts once.
     Where the retriever finds nothing, the model is not called. Streaming yields dicts that add up to the whole: the
     documents first, then pieces of the answer, citations and outcome last. The retriever and the model get the chain's
     configuration, so both appear in a trace, and ``configurable`` reaches them; keywords of a call, as in
@@ -117,7 +119,7 @@ def _joined(questions: Sequence[Any]) -> str:
 
 def _retrieval(question: str, found: Any) -> tuple[Retrieval, list[Document]]:
     """What was found, in the core's form, and the documents in the order of its hits."""
-    documents = list(found)
+    documents = _documents(found)
     known = getattr(found, "retrieval", None) if isinstance(found, Retrieved) else None
     if known is not None and [hit.document.id for hit in known.hits] == [document.id for document in documents]:
         pairs = list(zip(known.hits, documents, strict=True))
@@ -127,8 +129,20 @@ def _retrieval(question: str, found: Any) -> tuple[Retrieval, list[Document]]:
         kept = [(hit if as_document(hit) == each else as_hit(each), each) for hit, each in pairs if each.page_content.strip()]
         if kept:
             return replace(known, hits=tuple(hit for hit, _ in kept)), [document for _, document in kept]
-    documents = [document for document in documents if document.page_content.strip()]  # nothing can be cited of the others
+    documents = each_once(document for document in documents if document.page_content.strip())  # the others cannot be cited
     return Retrieval.of_hits(question, [as_hit(document) for document in documents]), documents
+
+
+def _documents(found: Any) -> list[Document]:
+    listed = isinstance(found, Iterable) and not isinstance(found, (str, bytes, Mapping, Document))
+    documents = list(found) if listed else [found]
+    if others := [each for each in documents if not isinstance(each, Document)]:
+        raise InputError(
+            f"a grounded chain cites the documents that its retriever returns, and this one returned a "
+            f"{type(others[0]).__name__}{' among them' if len(others) < len(documents) else ''}: give a "
+            "retriever of LangChain, or a runnable from a question to a list of Documents"
+        )
+    return documents
 
 
 def _encoder(retriever: Any) -> Encoder | None:
@@ -168,11 +182,22 @@ def _runnable(llm: Any) -> Runnable[Any, Any]:
     """A language model as a runnable from messages to text."""
     if isinstance(llm, Runnable):
         return llm
+    if callable(llm) and _is_asynchronous(llm):
+        raise InputError(
+            "llm is an asynchronous function (async def), and the pieces of an answer are taken from a plain one, in a thread "
+            "where the event loop must go on: give a function that yields text, or a language model of LangChain"
+        )
     if callable(llm):
         writer = _Writer(llm)
         name = getattr(llm, "__name__", type(llm).__name__)
         return _generator(writer.stream, writer.astream, name)
     raise InputError(f"llm must be a language model of LangChain or a function of two messages, and is a {type(llm).__name__}")
+
+
+def _is_asynchronous(write: Any) -> bool:
+    return any(
+        test(each) for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction) for each in (write, write.__call__)
+    )
 
 
 class _Writer:

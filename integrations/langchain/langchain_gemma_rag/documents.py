@@ -19,6 +19,10 @@ SCORE = "score"
 """Where the metadata of a document has its score."""
 CATEGORY = "category"
 TITLE = "title"
+ROUNDING = 1e-3
+"""How far beyond 1 a store's rounding may put a cosine."""
+_OF_THE_QUESTION = (SCORE, "category_score", "fused_score")
+"""What the metadata say of the question and not of the document."""
 
 
 class Retrieved(list[Document]):
@@ -72,7 +76,11 @@ def as_document(hit: Hit) -> Document:
 
 
 def as_hit(document: Document) -> Hit:
-    """A document that any retriever found as a hit; what its metadata does not say is left empty, and its score is 0."""
+    """A document that any retriever found as a hit; what its metadata does not say is left empty, and its score is 0.
+
+    A score beyond -1 to 1 is no cosine, and counts as none.
+    """
+    score = as_score(document.metadata.get(SCORE)) or 0.0
     category = document.metadata.get(CATEGORY)
     return Hit(
         document=core.Document(
@@ -82,7 +90,7 @@ def as_hit(document: Document) -> Hit:
             category=core.whole_text(category) if isinstance(category, str) and category.strip() else core.UNCATEGORISED,
             metadata=core.plain_metadata(document.metadata),
         ),
-        score=as_score(document.metadata.get(SCORE)) or 0.0,
+        score=min(1.0, max(-1.0, score)) if abs(score) <= 1.0 + ROUNDING else 0.0,
         category_score=math.nan,
         passage=core.whole_text(document.page_content),
     )
@@ -90,12 +98,23 @@ def as_hit(document: Document) -> Hit:
 
 def as_score(value: Any) -> float | None:
     """A score as it stands in metadata: a finite number, and no truth value; None for anything else."""
-    number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    if not isinstance(value, (int, float, np.floating)) or isinstance(value, bool):
+        return None
+    return float(value) if is_finite(value) else None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a number is one that a float can hold: no NaN, no infinity, and no integer beyond them."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def document_id(document: Document, key: str | None = None) -> str:
     """What to call a document: its id, else what its metadata has under a key, else a digest of what it holds.
+
+    Halves of characters (lone surrogates) in an id become question marks, as they do in a text.
 
     Args:
         document: The document.
@@ -103,6 +122,19 @@ def document_id(document: Document, key: str | None = None) -> str:
     """
     own = document.id if document.id is not None else document.metadata.get(key) if key is not None else None
     if own is not None and str(own).strip():
-        return str(own)
+        return core.whole_text(own)
     held = json.dumps([document.page_content, core.plain_metadata(document.metadata)], sort_keys=True)
     return hashlib.sha256(held.encode()).hexdigest()[:32]
+
+
+def each_once(documents: Iterable[Document]) -> list[Document]:
+    """Documents without those that came before: of the same id and text, or, without ids, of the same text and metadata.
+
+    Retrievers that ask several questions bring one document for each of them, with the score of each.
+    """
+    first: dict[tuple[str, str], Document] = {}
+    for document in documents:
+        own = {key: value for key, value in document.metadata.items() if key not in _OF_THE_QUESTION}
+        name = document_id(Document(document.page_content, id=document.id, metadata=own))
+        first.setdefault((name, document.page_content), document)
+    return list(first.values())

@@ -16,8 +16,9 @@ from gemma_rag.errors import InputError
 from gemma_rag.prompts import Task
 from gemma_rag.thresholds import Threshold, as_threshold
 from gemma_rag.vectors import cosines, unit
+from langchain_gemma_rag.assignment import Steady
 from langchain_gemma_rag.cache import gemma_embeddings
-from langchain_gemma_rag.documents import SCORE, TITLE, as_score
+from langchain_gemma_rag.documents import ROUNDING, SCORE, TITLE, as_score
 
 if TYPE_CHECKING:
     ThresholdLike = float | str | Threshold
@@ -25,11 +26,7 @@ else:
     ThresholdLike = Any  # pydantic cannot look into a protocol; `as_threshold` does
 
 
-_ROUNDING = 1e-3
-"""How far beyond 1 a store's rounding may put a cosine."""
-
-
-class ThresholdFilter(BaseDocumentCompressor):
+class ThresholdFilter(Steady, BaseDocumentCompressor):
     """Keeps the documents whose scores are good enough, in their order.
 
     Goes into a `ContextualCompressionRetriever` around any retriever. Scores are the cosines that the documents have in
@@ -136,7 +133,7 @@ class ThresholdFilter(BaseDocumentCompressor):
                     f"{name} has {what} in its metadata under {self.score_key!r}: name the key under which the retriever puts "
                     "it (score_key=...), or have the scores computed (embeddings=...)"
                 )
-            if abs(score) > 1.0 + _ROUNDING:
+            if abs(score) > 1.0 + ROUNDING:
                 raise InputError(
                     f"the document {document.id or place!r} has the score {score:g} in its metadata under {self.score_key!r}, "
                     "which is no cosine: name the key that has one (score_key=...), or have scores computed (embeddings=...)"

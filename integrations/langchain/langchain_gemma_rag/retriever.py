@@ -27,6 +27,7 @@ from gemma_rag.routing import Gate
 from gemma_rag.search import Mode, Settings, wanted_values
 from gemma_rag.store_scores import Metric
 from gemma_rag.thresholds import Threshold, as_threshold
+from langchain_gemma_rag.assignment import Steady
 from langchain_gemma_rag.documents import Retrieved
 from langchain_gemma_rag.source import StoreSearch, StoreSource
 from langchain_gemma_rag.stores import matches
@@ -46,7 +47,7 @@ _OF_STORES = ("k", "category_threshold", "document_threshold", "mode", "gate", "
 _ONLY_OF_KNOWLEDGE_BASES = tuple(name for name in _OF_KNOWLEDGE_BASES if name not in _OF_STORES)
 
 
-class TwoStageRetriever(BaseRetriever):
+class TwoStageRetriever(Steady, BaseRetriever):
     """Finds the documents that answer a question in two stages, the category first, then the document.
 
     Every field from `k` on can also be given for one call, as a keyword (``invoke(question, k=3)``, and so for

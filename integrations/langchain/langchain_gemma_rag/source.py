@@ -19,7 +19,7 @@ from gemma_rag.search import Scalar
 from gemma_rag.store_scores import Metric, check_metric, check_norm, cosine_of
 from gemma_rag.vectors import Floats
 from langchain_gemma_rag.cache import gemma_embeddings
-from langchain_gemma_rag.documents import document_id
+from langchain_gemma_rag.documents import document_id, is_finite
 from langchain_gemma_rag.stores import KINDS, find_kind
 
 StoreSearch: TypeAlias = Callable[[list[float], int, dict[str, list[Scalar]]], Sequence[tuple[Document, float]]]
@@ -36,7 +36,7 @@ class StoreSource:
         category_key: Where the metadata of an entry names its category.
         title_key: Where it has a title, if it has one.
         metric: What the store calls a score, instead of what the table says.
-        search: How to search a store that is not in the table.
+        search: How to search a store that is not in the table. What it finds outside the categories asked for is dropped.
 
     Raises:
         InputError: A store that is not known, without `metric` and `search`; or no embeddings.
@@ -56,10 +56,13 @@ class StoreSource:
         self.name = type(store).__name__
         self.category_key, self.title_key = category_key, title_key
         self._needs_category = True
+        self._filters = True
+        self._fits: int | None = None  # dimensions that were found to be those of the store
         self._kind = find_kind(store)
         self._metric = None if metric is None else check_metric(metric)
         if search is not None and metric is not None:
             self._search: Callable[[list[float], int, Within], Sequence[tuple[Document, float]]] = _own(search)
+            self._filters = False  # it may have done so, and is not trusted to have
         elif self._kind is not None and search is None:
             self._search = partial(self._kind.search, store)
         else:
@@ -91,22 +94,49 @@ class StoreSource:
         """The vector of a question.
 
         Raises:
-            InputError: It has not norm 1, and the store's scores are cosines for such vectors only.
+            InputError: It has not norm 1, and the store's scores are cosines for such vectors only; or it has other dimensions
+                than the store's.
         """
         vector = self.embeddings.embed_query(question)
         normalises = self._kind is not None and self._kind.normalises(self.store)
         if not normalises:
             check_norm(vector, self.metric(), model=type(self.embeddings).__name__, store=self.name)
+        self._check_dimensions(len(vector))
         return vector
 
+    def _check_dimensions(self, asked: int) -> None:
+        if self._kind is None or asked == self._fits:
+            return
+        stored = self._kind.dimensions(self.store)
+        if stored not in (None, asked):
+            raise InputError(
+                f"{type(self.embeddings).__name__} gives a question a vector of {asked} dimensions, and those in {self.name} "
+                f"have {stored}: give the embeddings that filled the store (embeddings=...), with the same dimensions"
+            )
+        self._fits = None if stored is None else asked
+
     def search(self, vector: Floats, k: int, within: Within) -> list[Candidate]:
-        """The entries that come closest to a vector, as `gemma_rag.external.VectorSource.search` says."""
+        """The entries that come closest to a vector, as `gemma_rag.external.VectorSource.search` says.
+
+        Raises:
+            InputError: An entry cannot be used, a score is no cosine, or a filter asks for a number that is not finite.
+        """
+        for key, values in within.items():
+            if not all(is_finite(value) for value in values if isinstance(value, (int, float))):
+                raise InputError(
+                    f"a filter asks for a {key!r} that is infinite, no number, or beyond 1.8e308, which no vector store holds: "
+                    "ask for finite numbers"
+                )
         row: list[float] = vector.tolist()
         found = self._search(row, k, within)
         metric = self.metric()
         if metric is None:  # nothing is in it
             return []
-        return [Candidate(self._entry(document), cosine_of(score, metric)) for document, score in found]
+        candidates = [Candidate(self._entry(document), cosine_of(score, metric)) for document, score in found]
+        if self._filters or self.category_key not in within:
+            return candidates
+        names = {str(name).strip() for name in within[self.category_key]}
+        return [each for each in candidates if each.document.category in names]
 
     def _entry(self, document: Document) -> core.Document:
         name = document_id(document, None if self._kind is None else self._kind.id_key(self.store))

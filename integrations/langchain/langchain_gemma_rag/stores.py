@@ -31,6 +31,10 @@ def _never(store: Any) -> bool:
     return False
 
 
+def _size(vector: Any) -> int | None:
+    return None if vector is None else len(vector)
+
+
 class Kind(NamedTuple):
     """A store that is known.
 
@@ -40,6 +44,7 @@ class Kind(NamedTuple):
         metric: What it calls a score; None as long as it has no entries and no index. Raises `InputError` for one that has no
             cosine.
         search: Its entries that come closest to a vector, within a filter, with its own scores.
+        dimensions: How many its vectors have; None as long as it has none.
         id_key: Where it puts the id of an entry, for a store that returns documents without ids.
         normalises: Whether it gives every vector norm 1 itself, though its metric is none of cosines.
     """
@@ -48,6 +53,7 @@ class Kind(NamedTuple):
     class_name: str
     metric: Callable[[Any], Metric | None]
     search: Callable[[Any, list[float], int, Within], Found]
+    dimensions: Callable[[Any], int | None]
     id_key: Callable[[Any], str | None] = _nowhere
     normalises: Callable[[Any], bool] = _never
 
@@ -74,6 +80,10 @@ def _search_in_memory(store: Any, vector: list[float], k: int, within: Within) -
     keep = (lambda document: matches(document.metadata, within)) if within else None
     found: Found = store.similarity_search_with_score_by_vector(vector, k, filter=keep)
     return found
+
+
+def _dimensions_in_memory(store: Any) -> int | None:
+    return _size(next((entry["vector"] for entry in store.store.values()), None))
 
 
 # -- FAISS: the index knows its metric; a filter sees only what was fetched before it ----------------------------------------
@@ -107,6 +117,10 @@ def _search_faiss(store: Any, vector: list[float], k: int, within: Within) -> Fo
         fetch = min(total, 8 * fetch)
 
 
+def _dimensions_of_faiss(store: Any) -> int | None:
+    return int(store.index.d)
+
+
 # -- Chroma: the space is in the collection's configuration, in its metadata before Chroma 1.0 -------------------------------
 
 
@@ -136,6 +150,11 @@ def _chroma_condition(key: str, values: Sequence[Scalar]) -> dict[str, Any]:
         if same
     ]
     return by_type[0] if len(by_type) == 1 else {"$or": by_type}
+
+
+def _dimensions_of_chroma(store: Any) -> int | None:
+    rows = store._collection.peek(1)["embeddings"]
+    return _size(None if rows is None or not len(rows) else rows[0])
 
 
 # -- Milvus: the index knows its metric; documents come without ids ----------------------------------------------------------
@@ -186,6 +205,13 @@ def _milvus_literal(value: Scalar) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _dimensions_of_milvus(store: Any) -> int | None:
+    if store.col is None:
+        return None
+    field, fields = _milvus_vector_field(store), store.client.describe_collection(store.collection_name)["fields"]
+    return next((int(each["params"]["dim"]) for each in fields if each["name"] == field), None)
+
+
 def _id_key_of_milvus(store: Any) -> str:
     return str(store._primary_field)
 
@@ -221,16 +247,28 @@ def _search_qdrant(store: Any, vector: list[float], k: int, within: Within) -> F
     return found
 
 
+def _dimensions_of_qdrant(store: Any) -> int | None:
+    vectors = store.client.get_collection(store.collection_name).config.params.vectors
+    return int((vectors[store.vector_name] if isinstance(vectors, Mapping) else vectors).size)
+
+
 def _id_key_of_qdrant(store: Any) -> str:
     return "_id"
 
 
 KINDS: tuple[Kind, ...] = (
-    Kind("langchain_core", "InMemoryVectorStore", _metric_in_memory, _search_in_memory),
-    Kind("langchain_community", "FAISS", _metric_of_faiss, _search_faiss, normalises=_faiss_normalises),
-    Kind("langchain_chroma", "Chroma", _metric_of_chroma, _search_chroma),
-    Kind("langchain_milvus", "Milvus", _metric_of_milvus, _search_milvus, id_key=_id_key_of_milvus),
-    Kind("langchain_qdrant", "QdrantVectorStore", _metric_of_qdrant, _search_qdrant, id_key=_id_key_of_qdrant),
+    Kind("langchain_core", "InMemoryVectorStore", _metric_in_memory, _search_in_memory, _dimensions_in_memory),
+    Kind("langchain_community", "FAISS", _metric_of_faiss, _search_faiss, _dimensions_of_faiss, normalises=_faiss_normalises),
+    Kind("langchain_chroma", "Chroma", _metric_of_chroma, _search_chroma, _dimensions_of_chroma),
+    Kind("langchain_milvus", "Milvus", _metric_of_milvus, _search_milvus, _dimensions_of_milvus, id_key=_id_key_of_milvus),
+    Kind(
+        "langchain_qdrant",
+        "QdrantVectorStore",
+        _metric_of_qdrant,
+        _search_qdrant,
+        _dimensions_of_qdrant,
+        id_key=_id_key_of_qdrant,
+    ),
 )
 """The table of known stores."""
 

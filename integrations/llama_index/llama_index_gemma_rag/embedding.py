@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from pydantic import Field, PrivateAttr, model_serializer
+from llama_index.core.schema import BaseNode
+from pydantic import BaseModel, Field, PrivateAttr, model_serializer
 from typing_extensions import Self
 
 from gemma_rag import GemmaEmbeddings
@@ -17,7 +18,7 @@ from gemma_rag.encoders import Input
 from gemma_rag.errors import InputError
 from gemma_rag.prompts import PromptProfile, Task
 from gemma_rag.vectors import unit
-from llama_index_gemma_rag.titles import split_title
+from llama_index_gemma_rag.titles import NodeText, split_title
 
 if TYPE_CHECKING:
     from pydantic import SerializationInfo, SerializerFunctionWrapHandler
@@ -33,6 +34,11 @@ class GemmaEmbedding(BaseEmbedding):
 
     Questions are embedded behind the query prompt, texts and nodes behind the document prompt. A title in a node's metadata
     goes into that prompt (``title: T | text: ...``), once; other metadata stay in the text, where LlamaIndex puts them.
+
+    An index of LlamaIndex hands over texts and not nodes, so that the title is found again in the lines before the text: a
+    text without metadata that begins with a line ``title: ...`` is taken for one with a title, and a title behind a value
+    that has a blank line in it stays where it is. Nodes that the model is called with, as pipelines do, are asked
+    themselves: ``VectorStoreIndex(embed_model(nodes), embed_model=embed_model)`` guesses nothing.
 
     Args:
         embeddings: A `GemmaEmbeddings`, whose loaded model is shared. None: one is made of `settings`.
@@ -92,6 +98,18 @@ class GemmaEmbedding(BaseEmbedding):
         """What makes the vectors."""
         return self._embeddings
 
+    # -- nodes, whose titles are known ------------------------------------------------------------------------------
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Give nodes their vectors, as LlamaIndex's pipelines ask for."""
+        rows = self.get_text_embedding_batch([NodeText.of(node, self.title_key) for node in nodes], **kwargs)
+        return _with_vectors(nodes, rows)
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """The same without holding up the event loop."""
+        rows = await self.aget_text_embedding_batch([NodeText.of(node, self.title_key) for node in nodes], **kwargs)
+        return _with_vectors(nodes, rows)
+
     # -- LlamaIndex's six methods -----------------------------------------------------------------------------------
 
     def _get_query_embedding(self, query: str) -> list[float]:
@@ -118,9 +136,9 @@ class GemmaEmbedding(BaseEmbedding):
     def _inputs(self, texts: list[str]) -> list[Input]:
         key = self.title_key
         if key is None or not texts:
-            return [Input(text, Task.DOCUMENT) for text in texts]
+            return [Input(str(text), Task.DOCUMENT) for text in texts]
         profile = self._embeddings.profile
-        whole = [(text, None) if profile.is_prompted(text) else split_title(text, key) for text in texts]
+        whole = [(str(text), None) if profile.is_prompted(text) else _split(text, key) for text in texts]
         return [Input(text, Task.DOCUMENT, title) for text, title in whole]
 
     # -- several questions as one -----------------------------------------------------------------------------------
@@ -129,13 +147,13 @@ class GemmaEmbedding(BaseEmbedding):
         self, queries: list[str], agg_fn: Callable[..., list[float]] | None = None
     ) -> list[float]:
         """One vector for several questions: their mean, of norm 1 again, unless `agg_fn` makes something else of them."""
-        return super().get_agg_embedding_from_queries(queries, agg_fn or _direction)
+        return super().get_agg_embedding_from_queries(queries, agg_fn or direction)
 
     async def aget_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., list[float]] | None = None
     ) -> list[float]:
         """`get_agg_embedding_from_queries` without holding up the event loop."""
-        return await super().aget_agg_embedding_from_queries(queries, agg_fn or _direction)
+        return await super().aget_agg_embedding_from_queries(queries, agg_fn or direction)
 
     # -- writing down, copying --------------------------------------------------------------------------------------
 
@@ -162,7 +180,7 @@ class GemmaEmbedding(BaseEmbedding):
     def __reduce__(self) -> tuple[Any, ...]:
         # the callback manager is bound to its process, and LlamaIndex's way would forget which model it was
         kept = {name: getattr(self, name) for name in ("embed_batch_size", "title_key", "num_workers")}
-        return _made_again, (type(self), self._embeddings, kept)
+        return _made_again, (type(self), self._embeddings, kept, _written_down(getattr(self, "rate_limiter", None)))
 
 
 def _refuse_cache(cache: object) -> None:
@@ -190,10 +208,30 @@ def _recipe(embeddings: GemmaEmbeddings) -> dict[str, Any]:
     return recipe
 
 
-def _direction(vectors: list[list[float]]) -> list[float]:
+def direction(vectors: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of some vectors, of norm 1 again."""
     mean: list[float] = unit(np.mean(vectors, axis=0, keepdims=True))[0].tolist()
     return mean
 
 
-def _made_again(kind: type[GemmaEmbedding], embeddings: GemmaEmbeddings, kept: dict[str, Any]) -> GemmaEmbedding:
+def _split(text: str, key: str) -> tuple[str, str | None]:
+    return text.parts if isinstance(text, NodeText) else split_title(text, key)
+
+
+def _with_vectors(nodes: Sequence[BaseNode], rows: Sequence[list[float]]) -> Sequence[BaseNode]:
+    for node, row in zip(nodes, rows, strict=True):
+        node.embedding = row
+    return nodes
+
+
+def _written_down(limiter: Any) -> Any:
+    """A rate limiter to be pickled: LlamaIndex's own hold a lock, and are made again of their limits."""
+    return (type(limiter), limiter.model_dump()) if isinstance(limiter, BaseModel) else limiter
+
+
+def _made_again(
+    kind: type[GemmaEmbedding], embeddings: GemmaEmbeddings, kept: dict[str, Any], limiter: Any = None
+) -> GemmaEmbedding:
+    if limiter is not None:  # which older versions of LlamaIndex have not
+        kept["rate_limiter"] = limiter[0](**limiter[1]) if isinstance(limiter, tuple) else limiter
     return kind(embeddings, **kept)

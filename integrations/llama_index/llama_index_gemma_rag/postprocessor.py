@@ -24,7 +24,7 @@ class ThresholdPostprocessor(BaseNodePostprocessor):
 
     Without an `embed_model` the threshold acts on the scores that the nodes have, which have to be cosines for a threshold
     that is a cosine: many vector stores of LlamaIndex give something else. With an `embed_model` the question and the nodes
-    are embedded anew, and the nodes that are kept have those cosines as their scores.
+    are embedded anew, and the nodes that are kept have those cosines as their scores; nodes without a text are dropped.
 
     Args:
         threshold: A cosine, the name of a preset (``"strict"``, ``"balanced"``, ``"loose"``: for `symmetric`), ``"dynamic"``,
@@ -76,7 +76,9 @@ class ThresholdPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None) -> list[NodeWithScore]:
         if self.embed_model is None or not nodes:
             return self._kept(nodes)
-        question, texts = self._to_embed(nodes, query_bundle)
+        question, nodes, texts = self._to_embed(nodes, query_bundle)
+        if not nodes:
+            return []
         if self.symmetric and isinstance(self.embed_model, GemmaEmbedding):
             return self._kept(_scored(nodes, self.embed_model.embeddings.similarity([question], texts)))
         query = self.embed_model.get_query_embedding(question)
@@ -88,7 +90,9 @@ class ThresholdPostprocessor(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         if self.embed_model is None or not nodes:
             return self._kept(nodes)
-        question, texts = self._to_embed(nodes, query_bundle)
+        question, nodes, texts = self._to_embed(nodes, query_bundle)
+        if not nodes:
+            return []
         if self.symmetric and isinstance(self.embed_model, GemmaEmbedding):
             alike = await asyncio.to_thread(self.embed_model.embeddings.similarity, [question], texts)
             return self._kept(_scored(nodes, alike))
@@ -96,11 +100,16 @@ class ThresholdPostprocessor(BaseNodePostprocessor):
         rows = await self.embed_model.aget_text_embedding_batch(texts)
         return self._kept(_scored(nodes, cosines(unit([query]), unit(rows))))
 
-    def _to_embed(self, nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None) -> tuple[str, list[str]]:
+    def _to_embed(
+        self, nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None
+    ) -> tuple[str, list[NodeWithScore], list[str]]:
+        """The question, the nodes that have a text, and their texts."""
         if query_bundle is None:
             raise InputError("to score the nodes by embedding, the question is needed: postprocess_nodes(nodes, query_str=...)")
         mode = MetadataMode.NONE if self.symmetric else MetadataMode.EMBED
-        return query_bundle.query_str, [each.node.get_content(metadata_mode=mode) for each in nodes]
+        pairs = [(each, each.node.get_content(metadata_mode=mode)) for each in nodes]
+        written = [(each, text) for each, text in pairs if text.strip()]
+        return query_bundle.query_str, [each for each, _ in written], [text for _, text in written]
 
     def _kept(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
         scores = [each.score for each in nodes if each.score is not None]

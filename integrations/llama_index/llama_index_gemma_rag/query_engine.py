@@ -26,7 +26,7 @@ from gemma_rag.results import Hit, Outcome, Retrieval
 from llama_index_gemma_rag.embedding import GemmaEmbedding
 from llama_index_gemma_rag.nodes import as_hit
 from llama_index_gemma_rag.retriever import Notebook, TwoStageRetriever, noting
-from llama_index_gemma_rag.writing import apieces, awritten, pieces, written
+from llama_index_gemma_rag.writing import apieces, awritten, is_asynchronous, pieces, written
 
 
 class GroundedQueryEngine(BaseQueryEngine):
@@ -76,6 +76,11 @@ class GroundedQueryEngine(BaseQueryEngine):
             raise InputError(
                 f"llm is a LlamaIndex LLM or a function of two messages, and is a {type(llm).__name__}. A LangChain model "
                 "goes into LlamaIndex's LangChainLLM (pip install llama-index-llms-langchain)"
+            )
+        if callable(llm) and is_asynchronous(llm):
+            raise InputError(
+                "llm is an asynchronous function (async def), and the pieces of an answer are taken from a plain one, in a "
+                "thread where the event loop must go on: give a function that yields text, or a LlamaIndex LLM"
             )
         super().__init__(callback_manager or Settings.callback_manager)
         self._retriever = retriever

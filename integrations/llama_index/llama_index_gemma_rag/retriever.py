@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,9 +28,11 @@ from gemma_rag.routing import Gate
 from gemma_rag.search import Mode, Where
 from gemma_rag.store_scores import Metric
 from gemma_rag.thresholds import Threshold
-from llama_index_gemma_rag.embedding import GemmaEmbedding
+from llama_index_gemma_rag.embedding import GemmaEmbedding, direction
 from llama_index_gemma_rag.nodes import as_node
 from llama_index_gemma_rag.stores import IndexSource
+
+logger = logging.getLogger(__name__)
 
 Limit: TypeAlias = float | str | Threshold | None
 """A threshold as users write it."""
@@ -37,8 +41,10 @@ Limit: TypeAlias = float | str | Threshold | None
 class TwoStageRetriever(BaseRetriever):
     """Finds the nodes that answer a question in a knowledge base, or none; `explain` says why.
 
-    The nodes have cosines as their scores. Their metadata are the document's own, `title` and `category`. Only the question's
-    text counts: an embedding that comes with a `QueryBundle` is not used.
+    The nodes have cosines as their scores. Their metadata are the document's own, `title` and `category`. An embedding that
+    comes with a `QueryBundle` is not used. Its `custom_embedding_strs`, which query transformations such as HyDE make, are
+    embedded instead of the question over an index (`from_index`), and not over a knowledge base, where the question's text
+    and its words count: that is logged as a warning.
 
     Args:
         knowledge_base: What to search: a `gemma_rag.KnowledgeBase`, or the folder of one.
@@ -116,8 +122,9 @@ class TwoStageRetriever(BaseRetriever):
         categories: Sequence[str] | None,
         where: Where | None,
         callback_manager: CallbackManager | None,
+        object_map: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(callback_manager=callback_manager)
+        super().__init__(callback_manager=callback_manager, object_map=dict(object_map or {}))
         self.core = core
         self.keys = ("category", "title")  # where the metadata of the nodes have the two
         self.categories = categories
@@ -130,7 +137,7 @@ class TwoStageRetriever(BaseRetriever):
         *,
         embed_model: BaseEmbedding | GemmaEmbeddings | None = None,
         category_key: str = "category",
-        title_key: str = "title",
+        title_key: str | None = None,
         metric: Metric | None = None,
         k: int = 4,
         category_threshold: Limit = None,
@@ -152,7 +159,7 @@ class TwoStageRetriever(BaseRetriever):
             index: The index.
             embed_model: What its vectors were made with. None: the index's own.
             category_key: Where the metadata of a node name its category.
-            title_key: Where they name its title.
+            title_key: Where they name its title. None: where a `GemmaEmbedding` has it, else ``title``.
             metric: What the vector store calls a similarity. None: known for the stores of `stores.KNOWN`.
             k: Most nodes, at least 1.
             category_threshold: As for the class; None: the default of a `GemmaEmbedding`'s prompt profile, or none.
@@ -175,6 +182,8 @@ class TwoStageRetriever(BaseRetriever):
             embed_model = GemmaEmbedding(embed_model)
         model = embed_model or index._embed_model
         ours = model.embeddings if isinstance(model, GemmaEmbedding) else None
+        if title_key is None:
+            title_key = (model.title_key if isinstance(model, GemmaEmbedding) else None) or "title"
         source = IndexSource(index, category_key, title_key, metric, needs_category=mode != "flat")
         core = ExternalRetriever(
             source,
@@ -191,7 +200,7 @@ class TwoStageRetriever(BaseRetriever):
             encoder=ours,
         )
         made = cls.__new__(cls)
-        made._take(core, categories, where, callback_manager)
+        made._take(core, categories, where, callback_manager, getattr(index, "_object_map", None))
         made.keys = (category_key, title_key)
         return made
 
@@ -215,10 +224,24 @@ class TwoStageRetriever(BaseRetriever):
         return {"categories": self.categories, "where": self.where, **given}
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._noted(self.explain(query_bundle.query_str))
+        return self._noted(self._asked(query_bundle).retrieve(query_bundle.query_str, **self._options({})))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._noted(await self.aexplain(query_bundle.query_str))
+        return self._noted(await self._asked(query_bundle).aretrieve(query_bundle.query_str, **self._options({})))
+
+    def _asked(self, query: QueryBundle) -> Core | ExternalRetriever:
+        """What is asked: over an index with the strings that are to be embedded for the question, where it has some."""
+        strings = query.custom_embedding_strs
+        if not strings or strings == [query.query_str]:
+            return self.core
+        if isinstance(self.core, ExternalRetriever):
+            return replace(self.core, embed_question=_mean_of(strings, self.core.embed_question))
+        logger.warning(
+            "the question came with %d strings to embed instead of it (custom_embedding_strs), as HyDE makes them: a knowledge "
+            "base is searched by the question alone, and TwoStageRetriever.from_index uses them",
+            len(strings),
+        )
+        return self.core
 
     # LlamaIndex follows nodes that stand for other things. Its older versions then drop nodes of equal text and metadata,
     # whatever their ids are: where there is nothing to follow, it is not asked.
@@ -233,6 +256,11 @@ class TwoStageRetriever(BaseRetriever):
         if (notebook := _NOTEBOOK.get()) is not None:
             notebook.append((self, retrieval))
         return [as_node(hit) for hit in retrieval.hits]
+
+
+def _mean_of(strings: Sequence[str], embed: Callable[[str], Sequence[float]]) -> Callable[[str], list[float]]:
+    """Embeds some strings instead of a question: the direction of their mean."""
+    return lambda question: direction([embed(string) for string in strings])
 
 
 def _leads_on(nodes: Sequence[NodeWithScore]) -> bool:

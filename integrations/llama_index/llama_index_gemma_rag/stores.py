@@ -32,8 +32,24 @@ class Scale(NamedTuple):
     raw: Callable[[float], float] = float
 
 
+class Kind(NamedTuple):
+    """A store that is known.
+
+    Attributes:
+        scale: How its similarities become cosines.
+        dimensions: How many its vectors have; None as long as it has none.
+    """
+
+    scale: Callable[[Any], Scale]
+    dimensions: Callable[[Any], int | None]
+
+
 def _simple(store: Any) -> Scale:
     return Scale("cosine")
+
+
+def _dimensions_of_simple(store: Any) -> int | None:
+    return next((len(vector) for vector in store.data.embedding_dict.values()), None)
 
 
 def _chroma(store: Any) -> Scale:
@@ -42,11 +58,42 @@ def _chroma(store: Any) -> Scale:
     return Scale(metric, lambda score: -math.log(score) if score > 0.0 else math.inf)
 
 
+def _dimensions_of_chroma(store: Any) -> int | None:
+    rows = store.client.peek(1)["embeddings"]
+    return len(rows[0]) if rows is not None and len(rows) else None
+
+
 def _qdrant(store: Any) -> Scale:
-    vectors = store.client.get_collection(store.collection_name).config.params.vectors
-    if isinstance(vectors, Mapping):
-        vectors = vectors[store.dense_vector_name]
-    return Scale(named("Qdrant", str(getattr(vectors.distance, "value", vectors.distance))))
+    distance = _qdrant_vectors(store).distance
+    return Scale(named("Qdrant", str(getattr(distance, "value", distance))))
+
+
+def _qdrant_vectors(store: Any) -> Any:
+    """How the collection was made."""
+    name = store.collection_name
+    if store.client is None:
+        raise InputError(
+            f"the Qdrant store {name!r} has an asynchronous client only, and the two stages search with a plain one, in a "
+            "thread where the event loop must go on: QdrantVectorStore(..., client=QdrantClient(...))"
+        )
+    if not store.client.collection_exists(name):
+        raise InputError(
+            f"Qdrant has no collection {name!r} yet, so that nothing says what its scores will be: fill the index first, "
+            "VectorStoreIndex(nodes, storage_context=...)"
+        )
+    vectors = store.client.get_collection(name).config.params.vectors
+    if not isinstance(vectors, Mapping):
+        return vectors
+    if store.dense_vector_name not in vectors:
+        raise InputError(
+            f"the Qdrant collection {name!r} has no vector {store.dense_vector_name!r}: name one of "
+            f"{', '.join(map(repr, vectors)) or 'none'} with QdrantVectorStore(..., dense_vector_name=...)"
+        )
+    return vectors[store.dense_vector_name]
+
+
+def _dimensions_of_qdrant(store: Any) -> int | None:
+    return int(_qdrant_vectors(store).size)
 
 
 def _milvus(store: Any) -> Scale:
@@ -57,11 +104,19 @@ def _milvus(store: Any) -> Scale:
     return Scale(named("Milvus", str(name)))
 
 
-KNOWN: Mapping[str, Callable[[Any], Scale]] = {
-    "SimpleVectorStore": _simple,
-    "ChromaVectorStore": _chroma,
-    "QdrantVectorStore": _qdrant,
-    "MilvusVectorStore": _milvus,
+def _dimensions_of_milvus(store: Any) -> int | None:
+    client, collection = store.client, store.collection_name
+    if not client.has_collection(collection):
+        return None
+    fields = client.describe_collection(collection)["fields"]
+    return next((int(each["params"]["dim"]) for each in fields if each["name"] == store.embedding_field), None)
+
+
+KNOWN: Mapping[str, Kind] = {
+    "SimpleVectorStore": Kind(_simple, _dimensions_of_simple),
+    "ChromaVectorStore": Kind(_chroma, _dimensions_of_chroma),
+    "QdrantVectorStore": Kind(_qdrant, _dimensions_of_qdrant),
+    "MilvusVectorStore": Kind(_milvus, _dimensions_of_milvus),
 }
 """Stores whose similarities were compared with true cosines, by the names of their classes."""
 
@@ -86,13 +141,18 @@ def scale_of(store: object, metric: Metric | None = None) -> Scale:
         )
     if metric is not None:
         return Scale(check_metric(metric))
-    known = next((KNOWN[name] for name in names if name in KNOWN), None)
+    known = kind_of(store)
     if known is None:
         raise InputError(
             f"what a {names[0]} calls a similarity is not known here: name it, as in from_index(index, metric='cosine'). Known "
             f"are {', '.join(KNOWN)}"
         )
-    return known(store)
+    return known.scale(store)
+
+
+def kind_of(store: object) -> Kind | None:
+    """What is known of a store, by its class or one that it derives from; None for nothing."""
+    return next((KNOWN[each.__name__] for each in type(store).__mro__ if each.__name__ in KNOWN), None)
 
 
 class IndexSource:
@@ -112,21 +172,36 @@ class IndexSource:
         self._index = index
         self._keys = (category_key, title_key)
         self._scale = scale_of(index.vector_store, metric)
+        self._fits: int | None = None  # dimensions that were found to be those of the store
         self._needs_category = needs_category
         self.name = type(index.vector_store).__name__
 
     def embed_with(self, model: BaseEmbedding) -> Callable[[str], list[float]]:
         """From a question to its vector, by an embedding model whose vectors this store compares as cosines.
 
-        The function raises `InputError` where the model's vectors have not norm 1 and the store does not divide by it.
+        The function raises `InputError` where the model's vectors have not norm 1 and the store does not divide by it, or
+        have other dimensions than those of the store.
         """
 
         def embed(question: str) -> list[float]:
             vector = model.get_query_embedding(question)
             check_norm(vector, self._scale.metric, model=model.class_name(), store=self.name)
+            self._check_dimensions(len(vector), model.class_name())
             return vector
 
         return embed
+
+    def _check_dimensions(self, asked: int, model: str) -> None:
+        known = kind_of(self._index.vector_store)
+        if known is None or asked == self._fits:
+            return
+        stored = known.dimensions(self._index.vector_store)
+        if stored not in (None, asked):
+            raise InputError(
+                f"{model} gives a question a vector of {asked} dimensions, and those in {self.name} have {stored}: name what "
+                "filled the index (embed_model=...), with the same dimensions"
+            )
+        self._fits = None if stored is None else asked
 
     def search(self, vector: Floats, k: int, within: Within) -> list[Candidate]:
         """The nodes that come closest to a vector, as `gemma_rag.external.VectorSource` says.

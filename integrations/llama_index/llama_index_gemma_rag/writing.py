@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
 from gemma_rag.answer import Draft, Writer, in_thread
+
+
+def is_asynchronous(write: Any) -> bool:
+    """Whether a function, or an object that is called as one, is asynchronous."""
+    return any(
+        test(each) for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction) for each in (write, write.__call__)
+    )
 
 
 def written(llm: BaseLLM | Writer, draft: Draft) -> str:

@@ -3,12 +3,13 @@ import copy
 import pickle
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index_gemma_rag import GemmaEmbedding
-from pydantic import ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from gemma_rag import GemmaEmbeddings, Task
 from gemma_rag.errors import InputError
@@ -255,6 +256,23 @@ def test_pickled_it_is_the_same_model_again(gemma):
     again = pickle.loads(pickle.dumps(model))
     assert (again.title_key, again.embed_batch_size, again.model_name) == ("name", 7, gemma.model)
     np.testing.assert_allclose(again.get_query_embedding("How?"), model.get_query_embedding("How?"), atol=1e-6)
+
+
+class EveryCall(BaseModel):
+    """A rate limiter; holds a lock, as those of LlamaIndex do."""
+
+    requests_per_minute: float
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    def acquire(self, num_tokens=0): ...
+
+
+def test_pickled_it_keeps_its_rate_limiter(gemma):
+    if "rate_limiter" not in GemmaEmbedding.model_fields:
+        pytest.skip("this llama-index-core has no rate limiters")
+    again = pickle.loads(pickle.dumps(GemmaEmbedding(gemma, rate_limiter=EveryCall(requests_per_minute=30))))
+    assert again.rate_limiter.requests_per_minute == 30
+    assert again.get_text_embedding_batch(["text"])
 
 
 def test_the_core_makes_one_of_itself(gemma):

@@ -92,6 +92,36 @@ def test_what_the_model_reads_has_the_title_once(gemma):
     assert read == [f"title: Passwords | text: author: Mei\n\n{BODY}"]
 
 
+FORMS_OF_NODES = pytest.mark.parametrize(
+    ("text", "metadata", "title", "rest"),
+    [
+        ("title: the first line of a text\n\nmore", {}, None, "title: the first line of a text\n\nmore"),
+        ("title: T\nfollows at once\n\nmore", {"title": "Own"}, "Own", "title: T\nfollows at once\n\nmore"),
+        (BODY, {"title": "long " * 80}, ("long " * 80).strip(), BODY),
+        (BODY, {"summary": "one\n\ntwo", "title": "T"}, "T", f"summary: one\n\ntwo\n\n{BODY}"),
+        (BODY, {"title": "two\n\n lines"}, "two lines", BODY),
+    ],
+)
+
+
+@FORMS_OF_NODES
+async def test_of_a_node_itself_no_title_has_to_be_guessed(text, metadata, title, rest, gemma):
+    model = GemmaEmbedding(gemma)
+    (node,) = model([TextNode(text=text, metadata=metadata)])
+    (also,) = await model.acall([TextNode(text=text, metadata=metadata)])
+    wanted = gemma.embed_documents([rest], titles=[title])[0]
+    np.testing.assert_allclose(node.embedding, wanted, atol=1e-6)
+    np.testing.assert_allclose(also.embedding, wanted, atol=1e-6)
+    index = VectorStoreIndex([node], embed_model=model)
+    np.testing.assert_allclose(stored(index, node.node_id), wanted, atol=1e-6)
+
+
+def test_a_template_of_the_users_own_does_not_hide_a_title(gemma):
+    node = TextNode(text=BODY, metadata={"a": 1, "title": "T"}, text_template="{content} ({metadata_str})")
+    (embedded,) = GemmaEmbedding(gemma)([node])
+    np.testing.assert_allclose(embedded.embedding, gemma.embed_documents([f"{BODY} (a: 1)"], titles=["T"])[0], atol=1e-6)
+
+
 async def test_an_asynchronous_pipeline_gives_the_same(gemma):
     model = GemmaEmbedding(gemma)
     nodes = await IngestionPipeline(transformations=[model]).arun(nodes=[TextNode(text=BODY, metadata={"title": "Passwords"})])

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_gemma_rag import GemmaEmbedding, ThresholdPostprocessor
 from pydantic import ValidationError
 
@@ -106,6 +106,21 @@ def test_what_is_far_from_the_question_goes(minilm, nodes):
 def test_any_embedding_model_scores(nodes):
     kept = ThresholdPostprocessor(threshold=0.9, embed_model=MockEmbedding(embed_dim=4)).postprocess_nodes(nodes, query_str="a")
     np.testing.assert_allclose(scores(kept), [1.0, 1.0])
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+async def test_nodes_without_a_text_are_dropped(gemma, nodes, symmetric):
+    chosen = ThresholdPostprocessor(threshold=-1.0, embed_model=gemma, symmetric=symmetric)
+    blank = NodeWithScore(node=TextNode(text=" "))
+    mixed = [blank, nodes[0], blank, nodes[1]]
+    for kept in (
+        chosen.postprocess_nodes(mixed, query_str="How?"),
+        await chosen._apostprocess_nodes(mixed, QueryBundle("How?")),
+    ):
+        assert [each.text for each in kept] == TEXTS
+        np.testing.assert_allclose(scores(kept), scores(chosen.postprocess_nodes(nodes, query_str="How?")), atol=1e-6)
+    assert chosen.postprocess_nodes([blank], query_str="How?") == []
+    assert await chosen._apostprocess_nodes([blank], QueryBundle("How?")) == []
 
 
 def test_what_came_is_left_as_it_was(gemma, nodes):

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from llama_index.core import VectorStoreIndex
@@ -166,6 +167,25 @@ def test_what_cannot_write_is_refused(retriever, llm):
 
     with pytest.raises(InputError, match=r"LlamaIndex LLM or a function .*LangChainLLM"):
         GroundedQueryEngine(retriever, ChatModel() if llm is Core else llm)
+
+
+async def awaited(system, user):
+    return "text"
+
+
+async def awaited_pieces(system, user):
+    yield "text"
+
+
+class Awaited:
+    async def __call__(self, system, user):
+        return "text"
+
+
+@pytest.mark.parametrize("llm", [awaited, awaited_pieces, partial(awaited, "system"), Awaited()])
+def test_an_asynchronous_function_is_refused_with_the_cure(retriever, llm):
+    with pytest.raises(InputError, match=r"asynchronous function \(async def\).*give a function that yields text"):
+        GroundedQueryEngine(retriever, llm)
 
 
 def test_another_language_is_refused(retriever):

@@ -79,6 +79,15 @@ def test_a_query_bundle_is_searched_by_its_text(base):
     same(TwoStageRetriever(base).retrieve(bundle), Core(base).retrieve(QUESTIONS[0]))
 
 
+def test_strings_to_embed_instead_of_the_question_are_named_as_unused(base, caplog):
+    retriever = TwoStageRetriever(base)
+    same(retriever.retrieve(QueryBundle(QUESTIONS[0], custom_embedding_strs=[QUESTIONS[0]])), Core(base).retrieve(QUESTIONS[0]))
+    assert not caplog.records
+    bundle = QueryBundle(QUESTIONS[0], custom_embedding_strs=["Use the portal.", QUESTIONS[0]])
+    same(retriever.retrieve(bundle), Core(base).retrieve(QUESTIONS[0]))
+    assert "2 strings to embed instead of it (custom_embedding_strs)" in caplog.text
+
+
 def test_it_explains_why_there_is_nothing(base):
     retriever = TwoStageRetriever(base, category_threshold=0.9)
     assert retriever.retrieve(QUESTIONS[0]) == []

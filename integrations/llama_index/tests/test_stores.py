@@ -7,7 +7,7 @@ import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.indices import SummaryIndex
-from llama_index.core.schema import IndexNode, TextNode
+from llama_index.core.schema import IndexNode, QueryBundle, TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index_gemma_rag import GemmaEmbedding, TwoStageRetriever
 from llama_index_gemma_rag.stores import KNOWN, IndexSource, scale_of
@@ -150,6 +150,12 @@ def test_off_topic_is_refused(index):
     assert retriever.explain("Why do cats purr?").outcome is Outcome.CATEGORY_BELOW_THRESHOLD
 
 
+def test_vectors_of_other_dimensions_are_refused_with_both_numbers(index):
+    retriever = TwoStageRetriever.from_index(index, embed_model=Directions(embed_dim=8), category_key="topic", probe=1)
+    with pytest.raises(InputError, match=r"of 8 dimensions, and those in \w+ have 384: .*embed_model="):
+        retriever.retrieve(QUESTION)
+
+
 # -- over one of them ---------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +187,47 @@ async def test_a_node_that_stands_for_another_leads_to_it(model):
     assert [node.node_id for node in await retriever.aretrieve("Passwords")] == ["page"]
 
 
+async def test_an_object_of_the_index_is_led_to(model):
+    page = TextNode(id_="page", text="The whole page.")
+    objects = [IndexNode(text="Passwords", index_id="p", obj=page, metadata={"category": "it"})]
+    retriever = TwoStageRetriever.from_index(VectorStoreIndex(objects=objects, embed_model=model))
+    assert [node.node_id for node in retriever.retrieve("Passwords")] == ["page"]
+    assert [node.node_id for node in await retriever.aretrieve("Passwords")] == ["page"]
+
+
+@pytest.mark.parametrize("titled", [GemmaEmbedding(model="minilm", title_key="name"), None])
+def test_titles_are_where_the_model_has_them_unless_told(titled, documents, minilm):
+    nodes = [TextNode(text=each.text, metadata={"name": each.title, "category": each.category}) for each in documents]
+    index = index_over(SimpleVectorStore(), nodes, GemmaEmbedding(minilm, title_key="name"))
+    by_default = TwoStageRetriever.from_index(index, embed_model=titled, k=1).explain(QUESTION)
+    assert by_default.hits[0].document.title == "Passwords"
+    told = TwoStageRetriever.from_index(index, embed_model=titled, k=1, title_key="category").explain(QUESTION)
+    assert told.hits[0].document.title == "it"
+
+
+def test_a_model_that_leaves_titles_in_the_text_says_nothing_of_their_key(plain, minilm):
+    retriever = TwoStageRetriever.from_index(plain, embed_model=GemmaEmbedding(minilm, title_key=None), category_key="topic")
+    assert retriever.keys == ("topic", "title")
+
+
+async def test_strings_to_embed_instead_of_the_question_are_used(plain, model):
+    retriever = TwoStageRetriever.from_index(plain, category_key="topic", k=2, category_threshold=-1, document_threshold=-1)
+    strings = ["Fly in economy class.", "Flights are booked."]
+    found = retriever.retrieve(QueryBundle(QUESTION, custom_embedding_strs=strings))
+    also = await retriever.aretrieve(QueryBundle(QUESTION, custom_embedding_strs=strings))
+    wanted = plain.as_retriever(similarity_top_k=2).retrieve(QueryBundle(QUESTION, custom_embedding_strs=strings))
+    assert found[0].metadata["title"] == "Flights"
+    for nodes in (found, also):
+        assert [node.node_id for node in nodes] == [node.node_id for node in wanted]
+        np.testing.assert_allclose([node.score for node in nodes], [node.score for node in wanted], atol=1e-5)
+
+
+def test_strings_to_embed_serve_a_store_of_inner_products(documents, tmp_path):
+    index = index_over(chroma("ip")(tmp_path), pages(documents), Directions(embed_dim=8))
+    retriever = TwoStageRetriever.from_index(index, category_key="topic", category_threshold=0.5, document_threshold=0.5)
+    assert retriever.retrieve(QueryBundle(QUESTION, custom_embedding_strs=["Go by rail.", "Fly."]))
+
+
 def test_thresholds_are_those_of_the_models_profile(plain, minilm):
     thresholds = TwoStageRetriever.from_index(plain, category_key="topic").explain(QUESTION).thresholds
     assert (thresholds["category"], thresholds["document"]) == (
@@ -209,6 +256,16 @@ class Letters(MockEmbedding):
 
     def _get_text_embedding(self, text):
         return [1.0 + text.lower().count(letter) for letter in "aeinorst"]
+
+    _get_query_embedding = _get_text_embedding
+
+
+class Directions(Letters):
+    """The same letters, of norm 1."""
+
+    def _get_text_embedding(self, text):
+        vector = np.array(super()._get_text_embedding(text))
+        return (vector / np.linalg.norm(vector)).tolist()
 
     _get_query_embedding = _get_text_embedding
 
@@ -310,6 +367,20 @@ def test_faiss_is_refused_with_the_reason(metric):
 def test_a_distance_of_qdrant_that_is_no_cosine_is_refused():
     with pytest.raises(InputError, match="Manhattan"):
         scale_of(qdrant("MANHATTAN")(None))
+
+
+def test_a_qdrant_without_its_collection_is_refused_with_the_cure():
+    client = pytest.importorskip("qdrant_client")
+    stores = pytest.importorskip("llama_index.vector_stores.qdrant")
+    with pytest.raises(InputError, match=r"no collection 'pages' yet.* fill the index first"):
+        scale_of(stores.QdrantVectorStore("pages", client=client.QdrantClient(":memory:")))
+
+
+def test_a_qdrant_with_an_asynchronous_client_alone_is_refused_with_the_cure():
+    client = pytest.importorskip("qdrant_client")
+    stores = pytest.importorskip("llama_index.vector_stores.qdrant")
+    with pytest.raises(InputError, match=r"asynchronous client only.* client=QdrantClient"):
+        scale_of(stores.QdrantVectorStore("pages", aclient=client.AsyncQdrantClient(":memory:")))
 
 
 def test_the_metric_of_milvus_is_that_of_the_collection_and_not_of_the_store(tmp_path):

@@ -16,6 +16,8 @@ from llama_index_gemma_rag.titles import split_title
         ("作者: 王\ntitle: 密码\n\n在门户里重置。", "作者: 王\n\n在门户里重置。", "密码"),
         ("title: two\n  lines \n\nbody", "body", "two lines"),
         ("title: T\n\n\nbody", "\nbody", "T"),
+        ("summary: one\ntwo\n  three\ntitle: T\n\nbody", "summary: one\ntwo\n  three\n\nbody", "T"),
+        (f"author: A\ntitle: {'long ' * 80}\n\nbody", "author: A\n\nbody", ("long " * 80).strip()),
         ("title: T\n\ntitle: in the body\n\nbody", "title: in the body\n\nbody", "T"),
     ],
 )

@@ -146,6 +146,19 @@ def test_every_score_is_the_true_cosine(store, cosines):
     assert [each.id for each in found][:3] == sorted(cosines, key=cosines.get, reverse=True)[:3]
 
 
+def test_vectors_of_other_dimensions_are_refused_with_both_numbers(store):
+    class Eight(Embeddings):
+        def embed_query(self, text):
+            return [8**-0.5] * 8
+
+        def embed_documents(self, texts):
+            raise NotImplementedError
+
+    retriever = TwoStageRetriever.from_vectorstore(store, embeddings=Eight(), mode="flat", document_threshold=-1.0)
+    with pytest.raises(InputError, match=r"Eight .* of 8 dimensions, and those in \w+ have 384: .*embeddings="):
+        retriever.invoke(QUESTION)
+
+
 def test_documents_come_back_whole(store):
     by_id = {entry.id: entry for entry in ENTRIES}
     for found in everything(store):

@@ -339,9 +339,17 @@ def test_titles_for_embeddings_that_read_none_are_refused(cache):
         cache.embed_documents(["a"], titles=["T"])
 
 
-def test_a_text_that_is_no_string_is_refused(cache):
-    with pytest.raises(InputError, match="one is a bytes"):
-        cache.embed_documents([b"a"])
+@pytest.mark.parametrize("text", [b"a", 5, 0, 1.5, None, ["a"], True])
+def test_a_text_that_is_no_string_is_refused(cache, inner, text):
+    for embed in (lambda: cache.embed_documents(["a", text]), lambda: cache.embed_query(text)):
+        with pytest.raises(InputError, match=f"one is a {type(text).__name__}"):
+            embed()
+    assert not inner.computed
+
+
+def test_a_title_that_is_no_string_is_refused(gemma, store):
+    with pytest.raises(InputError, match="one is a int"):
+        RoleSafeCache(gemma, store).embed_documents(["a"], titles=[7])
 
 
 def test_the_wrong_number_of_vectors_is_refused(store):

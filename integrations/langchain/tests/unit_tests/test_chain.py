@@ -4,8 +4,9 @@ import threading
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
@@ -296,6 +297,50 @@ def test_documents_without_text_are_left_out():
     result = create_grounded_chain(Fixed(documents=documents), model("Red [1].")).invoke("red")
     assert result["documents"] == documents[1:]
     assert result["citations"][0]["id"] == "a"
+
+
+class Paraphrases(BaseChatModel):
+    """Gives two other wordings."""
+
+    @property
+    def _llm_type(self):
+        return "paraphrases"
+
+    def _generate(self, *args, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("red\nred pear"))])
+
+
+def test_what_several_questions_found_counts_once(retriever, classic):
+    several = classic("retrievers.multi_query").MultiQueryRetriever.from_llm(retriever, Paraphrases(), include_original=True)
+    found = several.invoke("red apple")
+    assert len({document.id for document in found}) < len(found)
+    result = create_grounded_chain(several, model("Red [1].")).invoke("red apple")
+    assert [document.id for document in result["documents"]] == list(dict.fromkeys(document.id for document in found))
+    assert [each["id"] for each in result["citations"]] == ["red"]
+
+
+@pytest.mark.parametrize(
+    ("found", "what"),
+    [
+        (["a text"], "a str"),
+        ([Document("A red apple."), {"text": "a"}], "a dict among them"),
+        ("a text", "a str"),
+        ({"documents": []}, "a dict"),
+        (None, "a NoneType"),
+        (7, "a int"),
+    ],
+)
+async def test_what_are_no_documents_is_refused(found, what):
+    chain = create_grounded_chain(RunnableLambda(lambda question: found))
+    with pytest.raises(InputError, match=f"this one returned {what}: give a retriever of LangChain"):
+        chain.invoke("red")
+    with pytest.raises(InputError, match=f"this one returned {what}"):
+        await chain.ainvoke("red")
+
+
+def test_one_document_counts_as_a_list_of_it():
+    result = create_grounded_chain(RunnableLambda(lambda question: Document("A red apple.", id="a"))).invoke("red apple")
+    assert [each["id"] for each in result["citations"]] == ["a"]
 
 
 def test_a_bound_retriever_keeps_its_reason_and_its_encoder(retriever):

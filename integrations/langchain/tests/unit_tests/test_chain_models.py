@@ -123,3 +123,17 @@ async def test_an_error_of_the_model_comes_through_in_async(retriever):
 def test_an_error_of_the_retriever_comes_through_as_it_is(retriever):
     with pytest.raises(InputError, match="empty"):
         create_grounded_chain(retriever).invoke(" ")
+
+
+async def awaited(system, user):
+    return "text"
+
+
+async def awaited_pieces(system, user):
+    yield "text"
+
+
+@pytest.mark.parametrize("llm", [awaited, awaited_pieces])
+def test_an_asynchronous_function_is_refused_with_the_cure(retriever, llm):
+    with pytest.raises(InputError, match=r"asynchronous function \(async def\).*give a function that yields text"):
+        create_grounded_chain(retriever, llm)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_gemma_rag import Retrieved
-from langchain_gemma_rag.documents import as_document, as_hit, document_id
+from langchain_gemma_rag.documents import as_document, as_hit, document_id, each_once
 
 from gemma_rag import documents as core
 from gemma_rag.results import Hit, Retrieval
@@ -92,9 +92,14 @@ def test_a_document_without_a_category_gets_a_name_for_that(category):
     assert as_hit(Document("text", metadata={"category": category})).document.category == "uncategorised"
 
 
-@pytest.mark.parametrize("score", [None, "high", math.nan, True])
+@pytest.mark.parametrize("score", [None, "high", math.nan, True, 1.01, -1.01, 12.7, math.inf, 10**400])
 def test_what_is_no_score_counts_as_0(score):
     assert as_hit(Document("text", metadata={"score": score})).score == 0.0
+
+
+@pytest.mark.parametrize(("score", "cosine"), [(1.0005, 1.0), (-1.0005, -1.0), (1, 1.0), (-0.25, -0.25)])
+def test_what_rounding_put_beyond_1_is_1(score, cosine):
+    assert as_hit(Document("text", metadata={"score": score})).score == cosine
 
 
 def test_an_id_is_the_documents_own():
@@ -113,5 +118,15 @@ def test_without_any_id_equal_documents_have_equal_ones_and_others_differ():
 
 
 def test_halves_of_characters_are_mended():
-    hit = as_hit(Document("bad \ud800 text", metadata={"title": "\ud800", "category": "a\ud800"}))
+    hit = as_hit(Document("bad \ud800 text", id="b\ud800", metadata={"title": "\ud800", "category": "a\ud800"}))
     assert (hit.passage, hit.document.title, hit.document.category) == ("bad ? text", "?", "a?")
+    assert hit.document.id == "b?"
+
+
+def test_documents_count_once():
+    one, two = Document("text", id="a", metadata={"score": 0.5}), Document("text", id="a", metadata={"score": 0.4})
+    other_text, other_id = Document("more", id="a"), Document("text", id="b")
+    nameless = [Document("text", metadata={"page": 1, "score": score, "category_score": score}) for score in (0.5, 0.4)]
+    other_page = Document("text", metadata={"page": 2})
+    given = [one, two, other_text, other_id, two, *nameless, other_page]
+    assert each_once(given) == [one, other_text, other_id, nameless[0], other_page]

@@ -254,6 +254,13 @@ def test_a_threshold_can_be_changed_and_is_checked_then():
     assert chosen.threshold == 0.95
 
 
+def test_what_fails_to_be_assigned_has_no_effect():
+    chosen = ThresholdFilter(threshold=0.5)
+    with pytest.raises(ValidationError, match="give embeddings="):
+        chosen.symmetric = True
+    assert chosen.symmetric is False
+
+
 def test_the_repr_is_short(gemma):
     assert repr(ThresholdFilter(threshold=0.5)) == "ThresholdFilter(threshold=0.5)"
     assert repr(ThresholdFilter(threshold="dynamic", embeddings=gemma)) == (
@@ -262,5 +269,8 @@ def test_the_repr_is_short(gemma):
 
 
 def test_a_score_that_is_no_cosine_is_refused():
+    for beyond in (10**400, -(10**400)):
+        with pytest.raises(InputError, match="which is no finite number"):
+            ThresholdFilter(threshold=0.4).compress_documents([Document("x", metadata={"score": beyond})], "q")
     with pytest.raises(InputError, match=r"the document 'a' has the score 5 .* which is no cosine"):
         ThresholdFilter(threshold=0.4).compress_documents([Document("x", id="a", metadata={"score": 5})], "q")

@@ -7,15 +7,17 @@ import threading
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumps
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
+from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_gemma_rag import Retrieved, TwoStageRetriever
 from pydantic import ValidationError
 
 from gemma_rag import Document as Page
 from gemma_rag import DynamicThreshold, KnowledgeBase
-from gemma_rag.errors import InputError, KnowledgeBaseError
+from gemma_rag.errors import InputError, KnowledgeBaseError, ModelUnavailable
 from gemma_rag.retriever import TwoStageRetriever as CoreRetriever
 
 
@@ -222,6 +224,35 @@ def test_a_field_cannot_be_changed_to_nonsense(retriever):
     with pytest.raises(ValidationError):
         retriever.k = 0
     assert len(retriever.invoke("red")) > 1
+
+
+@pytest.mark.parametrize(("field", "value"), [("knowledge_base", None), ("reranker", 3)])
+def test_what_fails_to_be_assigned_has_no_effect(kb, retriever, field, value):
+    """These are refused by the check of the retriever as a whole, which pydantic makes after it has assigned."""
+    before, found = retriever._fields(), ids(retriever.invoke("red"))
+    chosen = set(retriever.model_fields_set)
+    with pytest.raises(ValidationError):
+        setattr(retriever, field, value)
+    assert (retriever._fields(), retriever.model_fields_set) == (before, chosen)
+    assert ids(retriever.invoke("red")) == found
+
+
+def test_an_assignment_that_a_model_fails_has_no_effect(retriever, monkeypatch):
+    def absent(*args, **kwargs):
+        raise ModelUnavailable("no such model")
+
+    monkeypatch.setattr(TwoStageRetriever, "_core", absent)
+    with pytest.raises(ModelUnavailable):
+        retriever.reranker = "somebody/model"
+    assert retriever.reranker is None
+
+
+def test_a_store_cannot_be_put_beside_a_knowledge_base_later(retriever):
+    source = TwoStageRetriever.from_vectorstore(InMemoryVectorStore(DeterministicFakeEmbedding(size=4))).source
+    with pytest.raises(ValidationError, match="either a knowledge base or a vector store"):
+        retriever.source = source
+    assert retriever.source is None
+    assert retriever.invoke("red")
 
 
 def test_the_repr_is_short_and_names_what_was_set(kb):

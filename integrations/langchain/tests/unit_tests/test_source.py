@@ -267,6 +267,25 @@ def test_a_conversion_gets_lists_to_filter_by():
     assert seen == [{"year": [2023]}]
 
 
+def test_what_a_conversion_finds_outside_the_categories_is_dropped():
+    """One that ignores its filter would show everything to somebody who is to see one category only."""
+    store = Distances(ENTRIES)
+    retriever = TwoStageRetriever.from_vectorstore(
+        store,
+        embeddings=Angles(),
+        metric="cosine-distance",
+        search=lambda vector, k, within: store.nearest(vector, k, {}),
+        k=5,
+        category_threshold=-1,
+        document_threshold=-1,
+        categories=["west"],
+    )
+    for mode in ("two-stage", "flat"):
+        assert {document.metadata["category"] for document in retriever.invoke("180 degrees", mode=mode)} == {"west"}
+    nothing = retriever.invoke("0 degrees", mode="flat", k=1)  # the nearest two are not of the category
+    assert (ids(nothing), nothing.retrieval.outcome.value) == ([], "filtered_out")
+
+
 def test_a_metric_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match="'cosinus'"):
         TwoStageRetriever.from_vectorstore(filled(), metric="cosinus")
@@ -288,6 +307,19 @@ def test_embeddings_must_be_given_where_the_store_has_none():
 def test_what_are_no_embeddings_is_refused():
     with pytest.raises(InputError, match="a str as embeddings"):
         TwoStageRetriever.from_vectorstore(filled(), embeddings="minilm")
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 10**400], ids=["inf", "-inf", "nan", "huge"])
+@pytest.mark.parametrize("mode", ["two-stage", "flat"])
+def test_a_filter_by_a_number_that_no_store_holds_is_refused(retriever, number, mode):
+    with pytest.raises(InputError, match="a filter asks for a 'year' that is infinite"):
+        retriever.invoke("0 degrees", where={"year": [2024, number]}, mode=mode)
+
+
+def test_an_id_with_half_a_character_is_mended():
+    broken = Document("0 degrees", id="a\ud800", metadata={"category": "east"})
+    found = TwoStageRetriever.from_vectorstore(filled([broken]), document_threshold=0.5).invoke("0 degrees")
+    assert ids(found) == ["a?"]
 
 
 @pytest.mark.parametrize("metric", ["inner-product", "inner-product-distance", "l2-squared", "l2"])
