@@ -108,9 +108,9 @@ def main() -> None:
     parser.add_argument("--scan-only", action="store_true")
     parser.add_argument("sizes", type=int, nargs="*", default=[100_000, 300_000, 600_000])
     chosen = parser.parse_args()
-    before = json.loads(RESULTS.read_text())["categories"] if RESULTS.exists() else []
     for size in chosen.sizes:
         new = measure(size, not chosen.scan_only)
+        before = json.loads(RESULTS.read_text())["categories"] if RESULTS.exists() else []
         before = sorted([*(item for item in before if item["rows"] != size), new], key=lambda item: item["rows"])
         about = {"processor": processor(), "cores": os.cpu_count(), "k": K}
         body = {**about, "questions": QUESTIONS, "dimensions": 768, "head": HEAD, "python": platform.python_version()}

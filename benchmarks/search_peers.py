@@ -56,7 +56,8 @@ class Work(NamedTuple):
     @classmethod
     def load(cls, folder: Path) -> Work:
         names = ("vectors", "categories", "questions", "opened", "inside", "best")
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+        work = cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+        return work._replace(questions=work.questions[: len(work.opened)])  # of the others nobody needs the answer
 
     def batches(self) -> Iterator[tuple[list[str], Floats, list[str], list[str]]]:
         """Ids, vectors, categories and texts, some thousands at a time."""

@@ -39,8 +39,8 @@ QUESTIONS = 1000
 OPENED = 50
 """Most categories that a question opens: 5 % of a thousand. The default mass alone would open a third of them."""
 
-TARGET = 0.99
-"""Overlap that the planner is asked for."""
+TARGET = 0.995
+"""Overlap that the planner is asked for on some questions, so that others have 0.99 as well."""
 
 COMMIT = 50_000
 """Documents in a commit, when a knowledge base is built."""

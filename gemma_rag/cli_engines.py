@@ -199,7 +199,7 @@ def _cells(trial: Trial, report: PlanReport) -> list[str]:
     if trial.plan is None:
         first = [str(report.dimensions), "exact"]
     else:
-        first = [str(trial.plan.dimensions), f"{trial.plan.oversampling} x {report.k}"]
+        first = [str(trial.plan.dimensions), f"{trial.plan.oversampling} x {report.wanted}"]
     return [
         *first,
         f"{trial.overlap:.4f}",

@@ -98,7 +98,9 @@ def test_a_copy_that_was_stopped_goes_on_where_it_was(base, tmp_path, after) -> 
 def test_going_on_takes_over_what_has_changed_meanwhile(base, tmp_path) -> None:
     stop(base, tmp_path / "copy", 3)
     base.delete(["red-apple"])
-    base.add([Document(id="red-pear", text="The red pear is ripe.", category="fruit"), PAGES[0].model_copy(update={"id": "new"})])
+    base.add(
+        [Document(id="red-pear", text="The red pear is ripe.", category="fruit"), PAGES[0].model_copy(update={"id": "new"})]
+    )
     report = copy_knowledge_base(base, tmp_path / "copy", batch=4)
     assert (report.documents, report.deleted) == (18, 1)
     with KnowledgeBase.open(tmp_path / "copy") as copy:
@@ -149,7 +151,7 @@ def test_a_source_that_changes_meanwhile_is_said_and_copied_by_the_next_call(bas
 def test_a_copy_that_differs_is_said(base, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = Content.of
     monkeypatch.setattr(Content, "of", classmethod(lambda cls, store: Content(17, 17, genuine(store).digest)))
-    with pytest.raises(KnowledgeBaseError, match="holds 17 documents in 17 chunks, .* and the source has 18 in 18"):
+    with pytest.raises(KnowledgeBaseError, match=r"holds 17 documents in 17 chunks, .* and the source has 18 in 18"):
         copy_knowledge_base(base, tmp_path / "copy")
 
 

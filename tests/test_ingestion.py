@@ -289,6 +289,21 @@ def test_whenever_a_run_is_killed_the_next_goes_on_and_nothing_is_lost_or_embedd
     assert len(found) > 1  # the kills came at different moments
 
 
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.parametrize(("engine", "module"), [("milvus", "milvus_lite"), ("chroma", "chromadb")])
+def test_a_run_into_a_database_goes_on_and_replaces_too(index, tmp_path, engine, module):
+    pytest.importorskip(module, reason=f"{module} is not installed: indexing into {engine} is not tested")
+    source = written(tmp_path / "rows.jsonl", *numbered(50, trap=37))
+    address = EngineAddress(name=engine, uri=str(tmp_path / "vectors.db"))
+    with pytest.raises(InputError, match="the word TRAP"):
+        index(source, LetterEncoder(unreadable="TRAP"), batch=10, engine=address)
+    report = index(source, LetterEncoder(log=tmp_path / "log"), batch=10)
+    assert (report.added, report.unchanged, report.documents, report.categories) == (20, 30, 50, 5)
+    assert {int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()} == set(range(30, 50))
+    report = index(written(source, *numbered(40)), replace=True)
+    assert (report.updated, report.deleted, report.documents) == (1, 10, 40)
+
+
 # -- arguments ----------------------------------------------------------------------------------------------------------
 
 

@@ -42,7 +42,9 @@ class Hashed:
 def pages(count: int = 400) -> list[Document]:
     rng = np.random.default_rng(1)
     return [
-        Document(id=str(i), text=f"{' '.join(rng.choice(WORDS, 3))} number{i}", category=f"c{i % 7}", metadata={"even": i % 2 == 0})
+        Document(
+            id=str(i), text=f"{' '.join(rng.choice(WORDS, 3))} number{i}", category=f"c{i % 7}", metadata={"even": i % 2 == 0}
+        )
         for i in range(count)
     ]
 
@@ -96,7 +98,9 @@ def test_a_plan_is_kept_with_the_folder_and_can_be_taken_back(base, tmp_path):
         assert other.search_plan is None
 
 
-@pytest.mark.parametrize("questions", [None, QUESTIONS, [{"question": text} for text in QUESTIONS]], ids=["own", "texts", "rows"])
+@pytest.mark.parametrize(
+    "questions", [None, QUESTIONS, [{"question": text} for text in QUESTIONS]], ids=["own", "texts", "rows"]
+)
 def test_planning_keeps_what_it_picked_and_says_why(base, questions):
     report = plan(base, target_overlap=0.9, questions=questions)
     assert base.search_plan == report.plan

@@ -6,24 +6,22 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import re
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from gemma_rag.errors import InputError, KnowledgeBaseError, MissingExtra, without_secrets
+from gemma_rag.index.chroma_client import FOLDERS, TOKEN, connected
 from gemma_rag.index.chroma_rows import batches, included, metadata_of, rows_in, slices
 from gemma_rag.index.remote import RemoteRow, Stamp, Wanted, facet
 from gemma_rag.vectors import Floats
 
-TOKEN = "GEMMA_RAG_CHROMA_TOKEN"  # noqa: S105 - the name of a variable
 LAYOUT = 1
 """Of the rows; a collection of another one is refused."""
 
@@ -38,9 +36,6 @@ _IDS = 5_000
 
 _QUESTIONS = 64
 """In one request, at most, as the answer holds the rows of all of them."""
-
-_PATIENCE = 5.0
-"""Seconds to wait for another process to close a folder."""
 
 _PIECE = 1_000_000
 """Bytes of a record in one row, at most."""
@@ -60,7 +55,7 @@ class ChromaEngine:
         uri: The folder of an embedded one, or ``http(s)://host:port``, with ``?tenant=...&database=...`` where needed.
         collection: Its name.
         dimensions: Of the vectors.
-        create: Make it, and fail if it is there already; otherwise fail if it is not.
+        create: Make it, and fail if it is there already with rows in it; otherwise fail if it is not.
 
     Raises:
         InputError: A collection of that name exists already, or the name or the uri is none that Chroma takes.
@@ -86,12 +81,12 @@ class ChromaEngine:
         if self._folder is not None:
             if not create and not self._folder.is_dir():
                 raise KnowledgeBaseError(f"there is no Chroma folder at {self._folder}")
-            _FOLDERS.enter(self._folder)
+            FOLDERS.enter(self._folder)
         self._closed = False
         self._client: Any = None
         try:
             with self._explained():
-                self._client = _connected(uri, self._folder)
+                self._client = connected(uri, self._folder)
                 self._rows, self._records = self._opened(create)
                 self._most = min(_ROWS, int(self._client.get_max_batch_size()))
         except BaseException:
@@ -253,7 +248,7 @@ class ChromaEngine:
                     if session is not None:
                         session.close()  # Chroma's own client leaves its connections open
             if self._folder is not None:
-                _FOLDERS.leave(self._folder)
+                FOLDERS.leave(self._folder)
 
     def __repr__(self) -> str:
         return f"<Chroma at {self._uri}: collection {self._collection}>"
@@ -268,22 +263,23 @@ class ChromaEngine:
             there = self._client.get_collection(names[0], embedding_function=None)
         except NotFoundError:
             there = None
-        if create:
-            if there is not None:
-                raise InputError(f"Chroma at {self._uri} has a collection {names[0]} already: choose another name")
-            about = {"gemma_rag": LAYOUT, "dimensions": self._dimensions}
-            graph = {"hnsw": {"space": "ip", "ef_search": _EF_SEARCH}}
-            records = self._client.get_or_create_collection(names[1], configuration=graph, embedding_function=None)
-            rows = self._client.create_collection(names[0], metadata=about, configuration=graph, embedding_function=None)
-            return rows, records
-        if there is None:
+        hnsw = {"space": "ip", "ef_search": _EF_SEARCH}
+        graph: dict[str, Any] = {"configuration": {"hnsw": hnsw}, "embedding_function": None}
+        mine = {"gemma_rag": LAYOUT, "dimensions": self._dimensions}
+        if create and there is None:
+            there = self._client.create_collection(names[0], metadata=mine, **graph)
+        elif create and there.count():
+            raise InputError(f"Chroma at {self._uri} has a collection {names[0]} already: choose another name")
+        elif there is None:
             raise KnowledgeBaseError(f"Chroma at {self._uri} has no collection {names[0]}")
         about = there.metadata or {}
-        if about.get("gemma_rag") != LAYOUT or about.get("dimensions") != self._dimensions:
+        if {name: about.get(name) for name in mine} != mine:
             raise KnowledgeBaseError(
                 f"the collection {names[0]} of Chroma at {self._uri} is none of ours, of another version, or not of "
                 f"{self._dimensions} dimensions"
             )
+        if create:
+            return there, self._client.get_or_create_collection(names[1], **graph)
         return there, self._client.get_collection(names[1], embedding_function=None)
 
     def _nearest(self, queries: Floats, n: int, clause: dict[str, Any], generation: int) -> list[list[tuple[RemoteRow, float]]]:
@@ -359,65 +355,6 @@ class ChromaEngine:
             raise KnowledgeBaseError(
                 f"Chroma at {self._uri} failed: {without_secrets(str(error)) or type(error).__name__}.{hint}"
             ) from error
-
-
-class _Folders:
-    """Folders of embedded Chromas that this process has open, each locked against other processes."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._open: dict[Path, tuple[Any, int]] = {}
-
-    def enter(self, folder: Path) -> None:
-        from filelock import FileLock, Timeout
-
-        with self._guard:
-            lock, users = self._open.get(folder, (None, 0))
-            if lock is None:
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    lock = FileLock(folder / "gemma-rag.lock", timeout=_PATIENCE, thread_local=False)
-                    lock.acquire()
-                except Timeout:
-                    raise KnowledgeBaseError(
-                        f"another process has the Chroma folder {folder} open, and an embedded Chroma serves one at a time: "
-                        f"close it there, or run `chroma run --path {folder}` and use that server's address"
-                    ) from None
-                except OSError as error:
-                    raise KnowledgeBaseError(f"the Chroma folder {folder} cannot be used: {error}") from error
-            self._open[folder] = (lock, users + 1)
-
-    def leave(self, folder: Path) -> None:
-        with self._guard:
-            lock, users = self._open.pop(folder)
-            if users > 1:
-                self._open[folder] = (lock, users - 1)
-            else:
-                lock.release()
-
-
-_FOLDERS = _Folders()
-
-
-def _connected(uri: str, folder: Path | None) -> Any:
-    import chromadb
-    from chromadb.config import Settings
-
-    settings = Settings(anonymized_telemetry=False)
-    if folder is not None:
-        return chromadb.PersistentClient(str(folder), settings=settings)
-    parts = urlsplit(uri)
-    if not parts.hostname:
-        raise InputError(f"{uri!r} is no address of a Chroma server: http://host:port is one")
-    secure, token, chosen = parts.scheme == "https", os.environ.get(TOKEN), parse_qs(parts.query)
-    return chromadb.HttpClient(
-        host=parts.hostname,
-        port=parts.port or (443 if secure else 8000),
-        ssl=secure,
-        headers={"x-chroma-token": token, "authorization": f"Bearer {token}"} if token else None,
-        settings=settings,
-        **{name: chosen[name][0] for name in ("tenant", "database") if name in chosen},
-    )
 
 
 def _any_of(clauses: list[dict[str, Any]]) -> dict[str, Any]:

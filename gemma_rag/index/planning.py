@@ -52,6 +52,7 @@ class PlanReport:
         why: A sentence.
         target_overlap: What had to be reached.
         k: Of how many best documents.
+        wanted: Of how many documents a search wants to know the order; a shortlist is a multiple of it.
         questions: How many were asked.
         documents: How many were compared for a question, mean.
         dimensions: Components of a vector.
@@ -63,6 +64,7 @@ class PlanReport:
     why: str
     target_overlap: float
     k: int
+    wanted: int
     questions: int
     documents: float
     dimensions: int
@@ -131,6 +133,7 @@ def plan_for(
         why=why,
         target_overlap=target_overlap,
         k=k,
+        wanted=wanted,
         questions=len(asked),
         documents=float(np.mean([found[i].compared for i in asked.tolist()])),
         dimensions=queries.shape[1],

@@ -186,7 +186,7 @@ def open_engine(name: str, uri: str, collection: str, dimensions: int, *, create
             environment: ``GEMMA_RAG_MILVUS_TOKEN``, ``GEMMA_RAG_CHROMA_TOKEN``.
         collection: Its name.
         dimensions: Of the vectors.
-        create: Make it, and fail if it is there already; otherwise fail if it is not.
+        create: Make it, and fail if it is there already with rows in it; otherwise fail if it is not.
 
     Raises:
         InputError: No such engine, or a collection of that name exists already.

@@ -256,10 +256,17 @@ def test_it_is_there_when_it_is_opened_again(make) -> None:
     assert (again.count(), again.fetch("x")) == (3, b"y")
 
 
-def test_a_collection_is_made_once(make) -> None:
-    make(create=True)
+def test_a_collection_with_rows_is_not_made_again(make) -> None:
+    make(create=True).add(rows("a", 3))
     with pytest.raises(InputError, match="already: choose another name"):
         make(create=True)
+
+
+def test_an_empty_collection_that_a_killed_maker_left_is_taken(make) -> None:
+    make(create=True)
+    again = make(create=True)
+    again.add(rows("a", 3))
+    assert again.count() == 3
 
 
 def test_a_collection_that_is_not_there_is_not_opened(make) -> None:
@@ -323,7 +330,7 @@ def test_without_chromadb_the_extra_is_named(tmp_path, monkeypatch: pytest.Monke
 
 def test_a_second_process_is_told_that_the_folder_is_open(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import sys; from gemma_rag.index import chroma; chroma._PATIENCE = 0.1\n"
+        "import sys; from gemma_rag.index import chroma, chroma_client; chroma_client._PATIENCE = 0.1\n"
         "try: chroma.ChromaEngine(sys.argv[1], 'name', 8)\n"
         "except Exception as error: print(repr(type(error).__name__), error)"
     )

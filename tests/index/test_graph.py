@@ -115,7 +115,7 @@ def test_a_damaged_graph_is_an_error_that_says_what_to_do(tmp_path: Path, damage
         file.write_bytes(file.read_bytes()[:-1_000])
     elif damage != "missing":
         file.write_bytes(b"" if damage == "empty" else b"something else entirely")
-    with pytest.raises(KnowledgeBaseError, match="Delete it: .* builds it anew"):
+    with pytest.raises(KnowledgeBaseError, match=r"Delete it: .* builds it anew"):
         Graph.read(file, 2_000, 32)
 
 
