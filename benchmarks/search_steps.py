@@ -295,10 +295,7 @@ def opening(path: Path, cold: str = "") -> dict[str, Any]:
     """
     folder = Folder(path)
     if cold:
-        os.sync()
-        for file in (path / "kb").iterdir():
-            with file.open("rb") as handle:
-                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        _forget(path)
     started = time.perf_counter()
     with folder.open() as base:
         opened = time.perf_counter() - started
@@ -310,9 +307,16 @@ def opening(path: Path, cold: str = "") -> dict[str, Any]:
     return _rounded({"open_s": opened, "first_answer_s": answered, "second_answer_s": second}, 4)
 
 
-def serving_memory(path: Path) -> dict[str, Any]:
-    """Resident memory of a process that serves: after opening, after a thousand questions, and with every vector read."""
+def serving_memory(path: Path, cold: str = "") -> dict[str, Any]:
+    """Resident memory of a process that serves: after opening, after some questions, and with every vector read.
+
+    Args:
+        path: Where the knowledge base is.
+        cold: Not empty: let the system forget the files first, so that it maps no more pages than are asked for.
+    """
     folder = Folder(path)
+    if cold:
+        _forget(path)
     vectors = folder.vectors.nbytes
     folder.vectors = folder.vectors[:1].copy()
     before = memory()
@@ -320,9 +324,10 @@ def serving_memory(path: Path) -> dict[str, Any]:
     with folder.open() as base:
         out["opened"] = memory()
         each = retriever(base)
-        for text in folder.measured:
+        for i, text in enumerate(folder.measured, start=1):
             each.retrieve(text)
-        out["after 1,000 questions"] = memory()
+            if i in (1, 10, 100, 1000):
+                out[f"after {i:,} questions"] = memory()
         plan = base.search_plan
         base.use_plan(None)
         each.retrieve(folder.measured[0], mode="flat")
@@ -375,6 +380,14 @@ def engine(path: Path, name: str) -> dict[str, Any]:
 
 
 # -- small things -----------------------------------------------------------------------------------------------------------
+
+
+def _forget(path: Path) -> None:
+    """Have the system let go of what it keeps of the files of a knowledge base."""
+    os.sync()
+    for file in (path / "kb").iterdir():
+        with file.open("rb") as handle:
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _timed(what: Callable[[], Any]) -> float:

@@ -175,7 +175,7 @@ def info(knowledge_base: BaseFolder, as_json: Json = False) -> None:
     from gemma_rag.knowledge_base import KnowledgeBase
 
     show = terminal_for(as_json)
-    with KnowledgeBase.open(knowledge_base) as base:
+    with KnowledgeBase.open(knowledge_base, verify=True) as base:
         about = describe_base(base)
     if as_json:
         print_json(about)

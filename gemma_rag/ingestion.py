@@ -20,7 +20,7 @@ from gemma_rag.chunking import Chunker
 from gemma_rag.cleaning import Cleaning
 from gemma_rag.documents import Category
 from gemma_rag.encoders import EncoderSettings, load_encoder
-from gemma_rag.errors import BadRow, BadRows, InputError
+from gemma_rag.errors import BadRow, BadRows, InputError, MissingExtra
 from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.loading import DocumentStream, StreamedRow
 from gemma_rag.storage.manifest import EngineAddress
@@ -224,7 +224,10 @@ def index_source(
         gone = list(_gone(base, stream)) if replace else []
         deleted = base.delete(gone) if gone else 0
         if _is_scattered(base, filled):
-            base.compact()
+            try:
+                base.compact()
+            except MissingExtra as error:  # it has graphs, which are built elsewhere; everything is committed
+                say(f"the knowledge base was not compacted: {error}")
         return IndexReport(
             path=out,
             model=base.space.model,
@@ -317,6 +320,11 @@ def describe_base(base: KnowledgeBase) -> dict[str, Any]:
             "ranking": None if ranking is None else ranking.model_dump(mode="json", exclude={"trials", "categories"}),
             "calibration": None if calibration is None else calibration.summary(),
         },
+        "engine": manifest.engine.model_dump(mode="json"),
+        "plan": None if base.search_plan is None else base.search_plan.model_dump(),
+        "segments": len(manifest.segments),
+        "tails": manifest.tails,
+        "stale": round(base.view().stale, 4),
         "generation": manifest.generation,
         "format_version": manifest.version,
         "bytes": size,

@@ -27,6 +27,10 @@ _PASSAGE = 240
 """Characters of a passage that are shown under a citation."""
 
 
+_MUCH = 0.1
+"""Share of deleted rows from which on `info` says how to get rid of them."""
+
+
 class Terminal:
     """Prints answers on standard output and notes on standard error.
 
@@ -144,8 +148,16 @@ class Terminal:
             "model": f"{space['model']}, {space['dimensions']} dimensions, {space['max_tokens']} tokens, {space['precision']}",
             "space": about["fingerprint"][:16],
             "generation": str(about["generation"]),
-            "on disk": f"{(about['bytes'] or 0) / 1e6:.1f} MB, checksums right",
         }
+        engine, stored = about["engine"], f"{(about['bytes'] or 0) / 1e6:.1f} MB"
+        if engine["name"] == "faiss":
+            segments = "1 segment" if about["segments"] == 1 else f"{about['segments']} segments"
+            dead = f", {about['stale']:.0%} of the rows deleted: gemma-rag compact" if about["stale"] >= _MUCH else ""
+            rows["on disk"] = f"{stored} in {segments}{dead}; checksums right"
+        else:
+            rows["engine"] = f"{engine['name']} at {engine['uri']}, collection {engine['collection']}"
+        if plan := about["plan"]:
+            rows["plan"] = f"{plan['dimensions']} components, {plan['oversampling']} times as many documents ranked as wanted"
         if ranking := about["learned"]["ranking"]:
             router = f"router {ranking['router_weight']:g}" if ranking["router_weight"] else "no router"
             rows["order"] = f"learned from {ranking['questions']} questions: words {ranking['lexical_weight']:g}, {router}"

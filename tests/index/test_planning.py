@@ -120,7 +120,18 @@ def test_the_report_is_plain_json() -> None:
     assert read["plan"] == {"dimensions": 64, "oversampling": 1}
     assert read["exact"]["plan"] is None
     assert read["trials"][0]["plan"] == {"dimensions": 64, "oversampling": 1}
-    assert set(read) == {"plan", "why", "target_overlap", "k", "questions", "documents", "dimensions", "exact", "trials"}
+    assert set(read) == {
+        "plan",
+        "why",
+        "target_overlap",
+        "k",
+        "wanted",
+        "questions",
+        "documents",
+        "dimensions",
+        "exact",
+        "trials",
+    }
 
 
 @pytest.mark.parametrize(("k", "target"), [(0, 0.99), (10, 0.0), (10, 1.1)])
