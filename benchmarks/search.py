@@ -161,14 +161,16 @@ def targets(result: Json) -> list[Target]:
 def _of_questions(large: Json) -> list[Target]:
     planned, exact, flat = large["serve"]["planned"], large["serve"]["exact"], large["truth"]["flat_recall"]
     lost = max(flat[k] - planned["recall"][k] for k in flat)
-    second = large["serve"]["batch"]["questions"] / large["serve"]["batch"]["seconds"]
+    batch = large["serve"]["batch"]
+    second, stages = batch["questions"] / batch["seconds"], batch["questions"] / batch["both stages"]
     return [
         _line("one question, p50", "<= 4 ms", f"{planned['p50_ms']:.2f} ms", planned["p50_ms"] <= 4),
         _line("one question, p99", "<= 10 ms", f"{planned['p99_ms']:.2f} ms", planned["p99_ms"] <= 10),
         _line("the same without a plan, p50 / p99", "", f"{exact['p50_ms']:.2f} / {exact['p99_ms']:.2f} ms", reached=True),
         _line("overlap@10 with exact, same gate", ">= 0.99", f"{planned['overlap@10']:.4f}", planned["overlap@10"] >= 0.99),
         _line("recall lost against flat, worst of @1, @5, @10", "<= 0.01", f"{lost:.4f}", lost <= 0.01),
-        _line("a batch of 1,000 questions", ">= 2000 /s", f"{second:.0f} /s", second >= 2000),
+        _line("a batch of 1,000 questions, both stages", ">= 2000 /s", f"{stages:.0f} /s", stages >= 2000),
+        _line("the same with documents read and results made", ">= 2000 /s", f"{second:.0f} /s", second >= 2000),
     ]
 
 

@@ -202,7 +202,7 @@ class _Call:
             return self.judged(found, ())
         categories = self.gated(found)
         if not self.category_threshold.apply([category.score for category in categories]).keep.any():
-            closed = tuple(replace(category, kept=False, why="") for category in categories)
+            closed = tuple(category._replace(kept=False, why="") for category in categories)
             return self.result(Outcome.CATEGORY_BELOW_THRESHOLD, categories=closed)
         opened = {category.name for category in categories if category.kept}
         inside = [candidate for candidate in found if candidate.document.category in opened]

@@ -520,7 +520,10 @@ class KnowledgeBase:
 
     def _viewed(self) -> View:
         if isinstance(self._store, Store):
-            return View(self._store.snapshot(), self._store, self._last_view)
+            view = View(self._store.snapshot(), self._store, self._last_view)
+            if self.search_plan is not None:
+                view.read_tails_here_and_there()
+            return view
         from gemma_rag.remote_view import RemoteView
         from gemma_rag.storage.remote import RemoteStore
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from gemma_rag.documents import Document
 
@@ -38,8 +38,7 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class CategoryScore:
+class CategoryScore(NamedTuple):
     """What stage one thought of a category.
 
     Attributes:

@@ -303,13 +303,7 @@ class Search:
             return gate, scored
         opened, rescued, parts = gate.opened, gate.rescued, [scored]
         if self.settings.mode != "flat":
-            wanted = min(self.settings.k, _RESCUED_FOR)
-            enough = len(scored.places) >= wanted
-            weakest = float(np.partition(scored.scores, -wanted)[-wanted]) if enough else -1.0
-            rescued = self.eligible & ~opened & (gate.scores > weakest)
-            if self.settings.max_categories is not None:
-                left = max(0, self.settings.max_categories - int(opened.sum()))
-                rescued[np.argsort(-np.where(rescued, gate.scores, -np.inf), kind="stable")[left:]] = False
+            rescued = self._promising(gate, scored)
             if rescued.any():
                 parts += self.view.index.search(query[None], rescued[None], self.wanted, self.base.search_plan, self.allowed)
             opened = opened | rescued
@@ -322,10 +316,27 @@ class Search:
             further = np.concatenate([further, best_words[opened[self.view.index.codes[best_words]]]])
         if self.allowed is not None:
             further = further[self.allowed[further]]
+        if not len(further):
+            return gate._replace(opened=opened, rescued=rescued), joined(parts)
         further = np.setdiff1d(further, np.concatenate([part.places for part in parts]))
         if self.view.index.alive is not None:
             further = further[self.view.index.alive[further]]
         return gate._replace(opened=opened, rescued=rescued), joined([*parts, self.view.index.score(query, further)])
+
+    def _promising(self, gate: Gated, scored: Scored) -> Bools:
+        """Categories that promise more than what was found holds, as many as may still be opened."""
+        left = len(gate.opened)
+        if self.settings.max_categories is not None:
+            left = self.settings.max_categories - int(gate.opened.sum())
+        if left <= 0:
+            return gate.rescued
+        wanted = min(self.settings.k, _RESCUED_FOR)
+        enough = len(scored.places) >= wanted
+        weakest = float(np.partition(scored.scores, -wanted)[-wanted]) if enough else -1.0
+        rescued: Bools = self.eligible & ~gate.opened & (gate.scores > weakest)
+        if int(rescued.sum()) > left:
+            rescued[np.argsort(-np.where(rescued, gate.scores, -np.inf), kind="stable")[left:]] = False
+        return rescued
 
     @property
     def wanted(self) -> int:

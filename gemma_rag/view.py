@@ -14,6 +14,7 @@ from gemma_rag.index.embedded import EmbeddedIndex, Part
 from gemma_rag.lexical import LexicalIndex
 from gemma_rag.routing import Overview, Tree
 from gemma_rag.storage import Snapshot, StoredCategory
+from gemma_rag.storage.arrays import read_here_and_there
 from gemma_rag.storage.reader import Reader
 from gemma_rag.storage.segments import SegmentData
 from gemma_rag.vectors import Floats
@@ -99,6 +100,11 @@ class View:
         rows = sum(len(item.data.documents) for item in self._members.values())
         dead = sum(int((~item.alive).sum()) for item in self._members.values() if item.alive is not None)
         self.stale = dead / rows if rows else 0.0
+
+    def read_tails_here_and_there(self) -> None:
+        """Searches by a plan read few tails; see `gemma_rag.storage.arrays.read_here_and_there`."""
+        for item in self._members.values():
+            read_here_and_there(item.data.tail)
 
     def places_in(self, opened: Bools) -> Bools:
         """Which documents belong to one of the opened categories.

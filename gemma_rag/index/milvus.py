@@ -52,7 +52,8 @@ _PIECES_AT_ONCE = 256  # of a record
 _KEEPALIVE = {"grpc.keepalive_time_ms": 300_000, "grpc.keepalive_permit_without_calls": False}
 """A server of Milvus Lite hangs up on whoever pings it every ten seconds, as pymilvus does by itself."""
 _TIMEOUT = 30.0  # seconds for one request
-_PARTITIONS = 64  # that a cluster spreads the categories over; Milvus Lite, with a file for each, has its 16
+_PARTITIONS = 64  # that a server spreads the categories over; Milvus Lite, with a file for each, has its 16
+_MOST_PARTITIONS = 1024  # of a collection, as Milvus is delivered
 _THREADS = 8  # searches that are on their way at a time, of a batch that opens different categories
 
 _files: dict[str, int] = {}
@@ -76,7 +77,8 @@ class MilvusEngine:
 
     Args:
         uri: ``http://host:port``, or a path that ends in ``.db``: a file of Milvus Lite, which only one process
-            at a time can open.
+            at a time can open. ``http://host:port?partitions=1024`` spreads the categories of a collection that is
+            made over so many partitions, 1 to 1,024, instead of 64.
         collection: Its name.
         dimensions: Of the vectors.
         create: Make it; one that is there already, and empty, is taken.
@@ -93,7 +95,8 @@ class MilvusEngine:
     def __init__(self, uri: str, collection: str, dimensions: int, *, create: bool = False) -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection):
             raise InputError(f"a collection of Milvus is called by letters, digits and underscores, and not {collection!r}")
-        self.uri, self.collection, self._dimensions = uri, collection, dimensions
+        self.uri, self._partitions = partitions_of(uri)
+        self.collection, self._dimensions = collection, dimensions
         self._records = f"{collection}_records"
         self._file: str | None = None
         self._client = self._connected()
@@ -202,7 +205,7 @@ class MilvusEngine:
         params = self._client.prepare_index_params()
         for field, (kind, metric) in indexes.items():
             params.add_index(field, index_type=kind, **({} if metric is None else {"metric_type": metric}))
-        options = {"num_partitions": _PARTITIONS} if partitioned and not self.lite else {}
+        options = {"num_partitions": self._partitions} if partitioned and not self.lite else {}
         self._client.create_collection(name, schema=schema, consistency_level="Strong", **options)
         self._client.create_index(name, params, sync=not self.lite)  # Milvus Lite is ready at once, and cannot be asked
 
@@ -452,3 +455,20 @@ class MilvusEngine:
         """Let go of the connection, and of the file."""
         self._client.close()  # twice does no harm
         self._release_file()
+
+
+def partitions_of(uri: str) -> tuple[str, int]:
+    """The address in a uri, and the number of partitions that it asks for.
+
+    >>> partitions_of("http://localhost:19530?partitions=1024")
+    ('http://localhost:19530', 1024)
+
+    Raises:
+        InputError: The number is out of its range.
+    """
+    address, asks, number = uri.partition("?partitions=")
+    if not asks:
+        return uri, _PARTITIONS
+    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= _MOST_PARTITIONS):
+        raise InputError(f"a collection of Milvus has 1 to {_MOST_PARTITIONS} partitions, and the uri asks for {number!r}")
+    return address, int(number)

@@ -113,6 +113,26 @@ def read_arrays(file: Path) -> dict[str, Array]:
     }
 
 
+def read_here_and_there(array: Array) -> None:
+    """Tell the system that few rows of a mapped array will be read, so that it reads no others along with them.
+
+    Without it a row of a few kilobytes brings its whole neighbourhood into memory. Nothing happens where the array is not
+    mapped, or the system cannot be told.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    if not isinstance(base, mmap.mmap) or not array.nbytes or not hasattr(mmap, "MADV_RANDOM"):
+        return
+    begin = array.ctypes.data - np.frombuffer(base, dtype=np.uint8).ctypes.data
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (begin + array.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+        base.madvise(mmap.MADV_RANDOM, first, length)
+
+
 def _entries(text: bytes) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int]]]:
     for name, (kind, shape, at) in json.loads(text).items():
         if kind not in _TYPES or not all(type(number) is int and number >= 0 for number in (*shape, at)):

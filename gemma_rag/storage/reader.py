@@ -238,14 +238,17 @@ class Reader:
         raise KnowledgeBaseError(f"{self._name()} is damaged: document {document.id!r} has chunks without a vector. {CURE}")
 
     def _document(self, row: Sequence[Any]) -> Document:
-        names = self._names()
+        also_in = json.loads(row[5]) if row[5] != "[]" else ()
+        names = self._known_names
+        if row[1] not in names or not all(number in names for number in also_in):
+            names = self._names()
         return Document.model_construct(
             id=row[0],
             category=names[row[1]],
             title=row[2],
             text=row[3],
-            metadata=json.loads(row[4]),
-            also_in=tuple(names[number] for number in json.loads(row[5])),
+            metadata=json.loads(row[4]) if row[4] != "{}" else {},
+            also_in=tuple(names[number] for number in also_in),
         )
 
     def _names(self) -> dict[int, str]:
@@ -337,7 +340,7 @@ def category_digest(name: str, description: str, examples: str, vectors: bytes) 
 
 
 def _chunk(row: Sequence[Any]) -> Chunk:
-    return Chunk.model_construct(start=row[0], end=row[1], headings=tuple(json.loads(row[2])))
+    return Chunk.model_construct(start=row[0], end=row[1], headings=tuple(json.loads(row[2])) if row[2] != "[]" else ())
 
 
 def _batches(values: Sequence[Any], size: int = _BATCH) -> Iterator[list[Any]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gemma_rag.documents import Chunk, Document
 from gemma_rag.errors import InputError, KnowledgeBaseError, MissingExtra
-from gemma_rag.index import milvus
+from gemma_rag.index import milvus, milvus_rows
 from gemma_rag.index.remote import EVERY, RemoteRow, document_of, facet, facets_of, matches, open_engine, rows_of
 from gemma_rag.vectors import Floats, unit
 
@@ -426,3 +426,23 @@ def test_nothing_is_logged_by_ordinary_use(engine, caplog: pytest.LogCaptureFixt
         engine.add(rows("a", text="中文"))
         assert [row.id for batch in engine.scan() for row in batch] == ["a"]
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("number", ["0", "1025", "-1", "many", "", "1e3"])
+def test_a_number_of_partitions_out_of_range_is_refused(number) -> None:
+    with pytest.raises(InputError, match=f"1 to 1024 partitions, and the uri asks for '{number}'"):
+        milvus.partitions_of(f"http://localhost:19530?partitions={number}")
+
+
+@pytest.mark.parametrize(("uri", "expected"), [("", 64), ("?partitions=512", 512)])
+def test_a_server_is_asked_for_the_partitions(tmp_path, monkeypatch, uri, expected) -> None:
+    engine = milvus.MilvusEngine(str(tmp_path / "x.db"), "one", SIZE, create=True)
+    asked: dict[str, object] = {}
+    engine.lite = False
+    _, engine._partitions = milvus.partitions_of(f"http://localhost:19530{uri}")
+    monkeypatch.setattr(engine._client, "create_collection", lambda name, **options: asked.update(options))
+    monkeypatch.setattr(engine._client, "create_index", lambda *args, **options: None)
+    engine._make("another", *milvus_rows.schema_of_rows(SIZE, lite=False), partitioned=True)
+    engine.lite = True
+    engine.close()
+    assert asked["num_partitions"] == expected
