@@ -12,7 +12,7 @@ PEERS ?= .venv-peers
 INFINITY ?= .venv-infinity
 OLDEST ?= .venv-oldest
 
-.PHONY: demo test oldest servers check notebooks docs bench eval clean
+.PHONY: demo test oldest servers check notebooks docs bench bench-search eval clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/gemma-rag demo --model minilm
@@ -50,6 +50,11 @@ bench: $(VENV)/bench.installed $(PEERS)/installed
 	$(BIN)/python benchmarks/wrappers.py --peers $(PEERS)/bin/python --out benchmarks/results/wrappers.json
 	$(BIN)/python benchmarks/batch_tokens.py
 	$(BIN)/python benchmarks/knowledge_base.py
+
+# Search at a million documents, beside other stores: half an hour, 12 GB of memory and of disk, and nothing else on the machine.
+bench-search: $(VENV)/test.installed
+	$(BIN)/python benchmarks/search.py --out benchmarks/results/search.json
+	$(BIN)/python benchmarks/search_pictures.py
 
 eval: $(VENV)/test.installed
 	$(BIN)/python benchmarks/evaluation.py

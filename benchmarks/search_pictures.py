@@ -16,7 +16,7 @@ import numpy as np
 from pictures import BLUE, GREEN, INK, LINE, ORANGE, QUIET, WIDTH, Picture
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
-LEFT, RIGHT, TOP = 62, WIDTH - 20, 76
+LEFT, RIGHT, TOP = 62, WIDTH - 40, 76
 
 
 class Curve(NamedTuple):
@@ -109,7 +109,7 @@ def shares(result: dict[str, Any]) -> None:
         "search-shares.svg",
         "How the time for a question grows with the share of documents in the opened categories.",
         f"share of {result['documents']:,} documents that is opened",
-        [(0.05, "0.05 %"), (0.1, "0.1 %"), (1.0, "1 %"), (10.0, "10 %"), (100.0, "100 %")],
+        [(0.1, "0.1 %"), (1.0, "1 %"), (10.0, "10 %"), (100.0, "100 %")],
         _ms,
         curve("question, as planned", GREEN, plan=True),
         curve("question, exact", BLUE, plan=False),

@@ -219,7 +219,13 @@ def _cluster(ray: Any) -> Iterator[None]:
     logger.setLevel(logging.ERROR)  # it tells of every step; we have a progress of our own
     own = not ray.is_initialized()
     if own:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise KnowledgeBaseError(
+                f"the Ray cluster cannot be reached: {without_secrets(str(error))}. Look at RAY_ADDRESS, and whether the "
+                "cluster runs the same Ray and Python"
+            ) from error
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 QUESTIONS = 200
 """Questions that are asked, at most."""
+
+_MANY, _MUCH = 200, 0.15
+"""Categories from which on, and share of the documents above which, the report says that the gate opens too much."""
 
 
 def plan(
@@ -63,6 +67,13 @@ def plan(
     gates = search.gated(classification, queries, FixedThreshold(-1.0))
     opened = np.stack([gate.opened for gate in gates])
     report = plan_for(base.view().index, queries, opened, settings.k, target_overlap, wanted=search.wanted)
+    share = report.documents / len(base)
+    if settings.max_categories is None and len(search.view.categories) >= _MANY and share > _MUCH:
+        report = replace(
+            report,
+            why=f"{report.why}. The gate opens {share:.0%} of the documents for a question, since there are so many "
+            "categories: max_categories=50 opens fewer, and may hide some answers",
+        )
     if keep:
         base.use_plan(report.plan)
     return report

@@ -13,6 +13,7 @@ from gemma_rag.knowledge_base import KnowledgeBase
 from gemma_rag.planning import plan
 from gemma_rag.prompts import NO_PROMPTS
 from gemma_rag.retriever import TwoStageRetriever
+from gemma_rag.routing import Gate
 from gemma_rag.vectors import unit
 
 WORDS = ["red", "green", "blue", "apple", "pear", "plum", "car", "bus", "tram"]
@@ -106,6 +107,14 @@ def test_planning_keeps_what_it_picked_and_says_why(base, questions):
     assert base.search_plan == report.plan
     assert report.why
     assert report.trials
+
+
+@pytest.mark.parametrize(("most", "said"), [(None, True), (50, False)])
+def test_of_a_gate_that_opens_much_because_there_are_many_categories_the_report_says_so(most, said):
+    many = [page.model_copy(update={"category": f"c{i % 220}"}) for i, page in enumerate(pages(440))]
+    with KnowledgeBase.from_documents(many, Hashed()) as base:
+        report = plan(base, questions=QUESTIONS, retriever=TwoStageRetriever(base, max_categories=most, gate=Gate(mass=1.0)))
+    assert ("max_categories=50" in report.why) is said
 
 
 def test_planning_without_keeping_changes_nothing(base):
