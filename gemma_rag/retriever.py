@@ -26,7 +26,7 @@ from gemma_rag.thresholds import Threshold, as_threshold
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 3
+_TRIES = 5
 """How often a search is begun anew because a writer took away what it was reading."""
 
 
@@ -183,16 +183,17 @@ class TwoStageRetriever:
     def _search(
         self, questions: list[str], settings: Settings, categories: Sequence[str] | None, where: Where | None
     ) -> list[Retrieval]:
-        search = searching(self.knowledge_base, settings, categories, where)
         for left in reversed(range(_TRIES)):
+            search = None
             try:
+                search = searching(self.knowledge_base, settings, categories, where)
                 return _run(search, questions)
             except KnowledgeBaseError:
                 # another thread or process has rewritten or saved the knowledge base meanwhile: its new state answers
                 moved = self.knowledge_base.refresh()
-                if not left or not (moved or self.knowledge_base.view() is not search.view):
+                replaced = search is not None and self.knowledge_base.view() is not search.view
+                if not left or not (moved or replaced):
                     raise
-                search = searching(self.knowledge_base, settings, categories, where)
         raise AssertionError("unreachable")
 
     @staticmethod
